@@ -1,0 +1,88 @@
+"""CPU AdamW: ours over 16-bit planes beside torch's fused fp32, interleaved in one run.
+
+    python benchmarks/adamw.py [--parameters 64M] [--rounds 15] [--threads 1 2 16] [--json FILE]
+
+Ours reads a bf16 gradient (26 bytes of memory traffic a parameter), torch an fp32 one (28). A GPU would still need
+torch's weights cast to bf16 afterwards; ours are there already, as the high plane. The ratio is the median over
+rounds, each of which times both, in turn.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from slideformer import _core
+from slideformer.optim.adamw import AdamWStep, LayerAdam
+from slideformer.optim.planes import split
+from slideformer.optim.threads import cpu_threads
+from slideformer.units import parse_bytes
+
+OUR_BYTES, TORCH_BYTES = 26, 28  # memory traffic per parameter
+HYPER = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+
+
+def our_step(parameters: int, threads: int) -> Callable[[], None]:
+    hi, lo = torch.empty(parameters, dtype=torch.bfloat16), torch.empty(parameters, dtype=torch.int16)
+    split(torch.randn(parameters), hi, lo, threads)
+    adam = LayerAdam(hi, lo, torch.zeros(parameters), torch.zeros(parameters), [(0, parameters, True)], threads)
+    grad = torch.randn(parameters).bfloat16()
+    hyper = AdamWStep(HYPER["lr"], *HYPER["betas"], HYPER["eps"], HYPER["weight_decay"], step=1)
+    return lambda: adam.step(grad, hyper)
+
+
+def torch_step(parameters: int) -> Callable[[], None]:
+    parameter = torch.nn.Parameter(torch.randn(parameters))
+    parameter.grad = torch.randn(parameters)
+    return torch.optim.AdamW([parameter], fused=True, **HYPER).step
+
+
+def seconds(step: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def compare(parameters: int, threads: int, rounds: int) -> dict[str, float]:
+    torch.set_num_threads(threads)
+    ours, theirs = our_step(parameters, threads), torch_step(parameters)
+    ours(), theirs()  # first touch, thread pools
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
+    our_rate, torch_rate = (parameters / statistics.median(column) for column in zip(*pairs, strict=True))
+    return {
+        "threads": threads,
+        "our_gparams_per_second": our_rate / 1e9,
+        "our_gb_per_second": our_rate * OUR_BYTES / 1e9,
+        "torch_gparams_per_second": torch_rate / 1e9,
+        "torch_gb_per_second": torch_rate * TORCH_BYTES / 1e9,
+        "median_ratio": statistics.median(theirs / ours for ours, theirs in pairs),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parameters", type=parse_bytes, default=parse_bytes("64M"), help="how many, such as 64M")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, 2, cpu_threads()}))
+    parser.add_argument("--json", type=Path, help="also write the results there")
+    args = parser.parse_args()
+
+    print(f"{args.parameters / 1e6:.0f} M parameters, {_core.selected_isa()}, torch {torch.__version__}")
+    print("threads   ours Gparam/s  GB/s   torch Gparam/s  GB/s   ours/torch")
+    results = []
+    for threads in args.threads:
+        result = compare(args.parameters, threads, args.rounds)
+        results.append(result)
+        print("{:7d} {:14.3f} {:6.1f} {:15.3f} {:6.1f} {:11.2f}x".format(*result.values()))
+    if args.json:
+        run = {"isa": _core.selected_isa(), "torch": torch.__version__, "processor": platform.processor()}
+        args.json.write_text(json.dumps(run | {"parameters": args.parameters, "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

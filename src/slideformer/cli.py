@@ -1,0 +1,134 @@
+"""The command line: train, plan, export, demo.
+
+Heavy imports wait inside the commands, so that help and a misspelt setting answer at once.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic_core import PydanticUndefined
+
+from slideformer.config import expected, in_yaml, load_config, setting_fields
+from slideformer.errors import ConfigError, SlideFormerError
+
+CONFIG_USAGE = "slideformer {} CONFIG.yaml [--key value ...]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. SLIDEFORMER_TRACEBACK=1 lets errors through with their traceback."""
+    parser = _parser()
+    arguments, overrides = parser.parse_known_args(argv)
+    if arguments.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        arguments.command(arguments, overrides)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130  # 128 + SIGINT, as shells report it
+    except SlideFormerError as error:
+        if os.environ.get("SLIDEFORMER_TRACEBACK") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    config = load_config(arguments.config, overrides)
+    from slideformer.trainer import Trainer
+
+    Trainer(config).train()
+
+
+def _plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    config = load_config(arguments.config, overrides)
+    from slideformer.trainer import plan_for
+
+    plan = plan_for(config)
+    print(json.dumps(asdict(plan), indent=2, default=str) if arguments.json else plan)
+
+
+def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    _no_overrides(overrides)
+    from slideformer.trainer import export
+
+    export(arguments.source, arguments.out, arguments.dtype)
+
+
+def _demo(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    _no_overrides(overrides)
+    from slideformer.demo.main import run
+
+    run(device=arguments.device)
+
+
+def _no_overrides(words: list[str]) -> None:
+    if words:
+        raise ConfigError(f"command line: {words[0]!r} is not known", hint="add --help to see what the command takes")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="slideformer", description="Full-parameter fine-tuning of language models larger than GPU memory."
+    )
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    train = _config_command(commands, "train", "fine-tune a model and save it in output_dir")
+    train.set_defaults(command=_train)
+
+    plan = _config_command(commands, "plan", "show the memory and the schedule a config needs; allocates nothing")
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.set_defaults(command=_plan)
+
+    export = commands.add_parser(
+        "export", help="write a trained model as a Hugging Face model directory", allow_abbrev=False
+    )
+    export.add_argument("source", metavar="SOURCE", type=Path, help="output_dir of a run, or a saved model")
+    export.add_argument("out", metavar="OUT", type=Path, help="directory to create")
+    export.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="type of the weights (default: bf16)")
+    export.set_defaults(command=_export)
+
+    demo = commands.add_parser(
+        "demo", help="fine-tune a small real model on real data, start to end", allow_abbrev=False
+    )
+    demo.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="where layers compute")
+    demo.set_defaults(command=_demo)
+    return parser
+
+
+def _config_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=summary,
+        usage=CONFIG_USAGE.format(name),
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=_settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("config", metavar="CONFIG.yaml", type=Path, help="settings of the run")
+    return command
+
+
+def _settings_help() -> str:
+    """Every setting with its default and its meaning."""
+    width = min(shutil.get_terminal_size().columns, 120)
+    lines = ["settings, in CONFIG.yaml or as --key value (which wins), with their defaults:"]
+    for key, field in setting_fields():
+        default = "required" if field.default is PydanticUndefined else in_yaml(field.default)
+        text = f"{field.description} ({expected(field)})"
+        lines += textwrap.wrap(
+            f"{key:<20} {default:<12} {text}", width, initial_indent="  ", subsequent_indent=" " * 36
+        )
+    return "\n".join(lines)

@@ -1,0 +1,296 @@
+"""The settings of a run: a YAML file, `--key value` overrides, one validation."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from slideformer.errors import ConfigError
+from slideformer.units import parse_bytes
+
+COMMAND_LINE = "command line"
+
+# What other trainers call a setting -> what it is called here.
+OTHER_NAMES = {
+    "model_name_or_path": "model",
+    "max_seq_length": "max_length",
+    "per_device_train_batch_size": "micro_batch_size",
+    "gradient_accumulation_steps": "batch_size",
+    "bf16": "compute_dtype",
+    "dataset": "data.path",
+    "dataset_path": "data.path",
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+}
+
+
+def _checked_size(text: str) -> str:
+    parse_bytes(text)
+    return text
+
+
+def _expanded(path: Path) -> Path:
+    return path.expanduser()
+
+
+Size = Annotated[str, AfterValidator(_checked_size)]
+UserPath = Annotated[Path, AfterValidator(_expanded)]
+
+
+class Section(BaseModel):
+    """A group of settings that cannot change after validation and holds no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+class Budget(Section):
+    """How much of each kind of memory the run may use; null leaves the choice to the planner."""
+
+    gpu: Size | None = Field(default=None, description="GPU memory")
+    host: Size | None = Field(default=None, description="host memory")
+    disk: Size | None = Field(default=None, description="room for offloaded states in offload_dir")
+    offload_dir: UserPath | None = Field(
+        default=None, description="directory on a fast local disk for offloaded states"
+    )
+
+    @property
+    def gpu_bytes(self) -> int | None:
+        return None if self.gpu is None else parse_bytes(self.gpu)
+
+    @property
+    def host_bytes(self) -> int | None:
+        return None if self.host is None else parse_bytes(self.host)
+
+    @property
+    def disk_bytes(self) -> int | None:
+        return None if self.disk is None else parse_bytes(self.disk)
+
+
+class Data(Section):
+    """What to train on."""
+
+    path: UserPath = Field(description="a JSONL file of messages, prompt/completion, text or input_ids records")
+    shuffle: bool = Field(
+        default=True, description="draw records in a new random order each epoch; false keeps file order"
+    )
+
+
+class Config(Section):
+    """All settings of a run. Names and meanings are those of Hugging Face's Trainer where it has them."""
+
+    model: str = Field(min_length=1, description="a Hugging Face model directory or hub id")
+    output_dir: UserPath = Field(description="the directory for the trained model and metrics.jsonl")
+
+    max_length: int = Field(default=1024, ge=2, description="longest record, in tokens")
+    too_long: Literal["truncate", "drop"] = Field(default="truncate", description="what happens to longer records")
+    batch_size: int = Field(default=8, ge=1, description="sequences per optimizer step")
+    micro_batch_size: int | None = Field(default=None, ge=1, description="sequences on the GPU at a time; null: chosen")
+
+    learning_rate: float = Field(default=1e-5, ge=0, description="peak learning rate")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="decoupled decay; biases and norm weights are left alone"
+    )
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="decay of the first moment")
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="decay of the second moment")
+    adam_epsilon: float = Field(default=1e-8, gt=0, description="added to the root of the second moment")
+    max_grad_norm: float | None = Field(default=1.0, ge=0, description="clip the gradient to this norm; null or 0: off")
+
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        default="linear", description="learning rate schedule, as transformers.get_scheduler"
+    )
+    warmup_steps: float = Field(default=0, ge=0, description="steps of linear warm-up; below 1: a share of all steps")
+    warmup_ratio: float = Field(default=0.0, ge=0, le=1, description="warm-up as a share of all steps")
+    max_steps: int = Field(default=-1, ge=-1, description="optimizer steps in all; -1: as num_train_epochs says")
+    num_train_epochs: float = Field(default=1.0, gt=0, description="passes over the data when max_steps is -1")
+    logging_steps: int = Field(default=1, ge=1, description="steps between two lines of plain-text progress")
+    save_steps: int | None = Field(
+        default=None, ge=1, description="steps between two saved models; null: only at the end"
+    )
+    seed: int = Field(default=42, ge=0, lt=2**32, description="seed of the data order and of random weights")
+
+    compute_dtype: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto", description="type the layers compute in; auto: bf16 on an accelerator, fp32 on the CPU"
+    )
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        default="auto", description="where layers compute (cuda includes ROCm)"
+    )
+    window_depth: int | None = Field(
+        default=None, ge=2, description="layers whose weights are on the GPU at once; null: chosen"
+    )
+    kernels: Literal["auto", "liger", "torch"] = Field(default="auto", description="norm, rotary and MLP kernels")
+    attn_implementation: str | None = Field(
+        default=None, description="attention of transformers, such as sdpa or eager; null: its choice for the model"
+    )
+    trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
+    parity_check: bool = Field(
+        default=True, description="train a tiny copy of the model both ways before the first step"
+    )
+    init: Literal["pretrained", "random"] = Field(
+        default="pretrained", description="random: fresh weights, for benchmarks"
+    )
+
+    budget: Budget = Field(default_factory=Budget, description="memory the run may use")
+    data: Data = Field(description="what to train on")
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _empty_section(cls, value: Any) -> Any:
+        return {} if value is None else value  # `budget:` with every line below commented out
+
+    @field_validator("max_grad_norm")
+    @classmethod
+    def _zero_is_off(cls, value: float | None) -> float | None:
+        return value or None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        if self.max_steps == 0:
+            raise _conflict("max_steps = 0 trains nothing; give at least 1, or -1 to train num_train_epochs")
+        if self.warmup_steps and self.warmup_ratio:
+            raise _conflict("warmup_steps and warmup_ratio are both given; keep one")
+        if self.micro_batch_size and self.micro_batch_size > self.batch_size:
+            sizes = f"micro_batch_size = {self.micro_batch_size} is larger than batch_size = {self.batch_size}"
+            raise _conflict(f"{sizes}; make it at most batch_size")
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read `path` (YAML), apply `overrides` and validate the result once.
+
+    Args:
+        path: a YAML file with the keys of `Config`.
+        overrides: command-line words, such as ["--data.path", "chat.jsonl", "--seed=7", "--max_grad_norm", "null"].
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, or a value is missing or out of range.
+    """
+    given = parse_overrides(overrides)
+    content = _read_yaml(Path(path))
+    for key, value in given.items():
+        _assign(content, key, value)
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise _config_error(error, str(path), given) from None
+
+
+def setting_fields(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting as (dotted key, field), in the order of declaration."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from setting_fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def expected(field: FieldInfo) -> str:
+    """What a setting accepts, in words: "a number >= 0 and < 1", "auto, cuda or cpu", "a path or null"."""
+    kinds = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
+    words = " or ".join(_kind_in_words(kind) for kind in kinds if kind is not type(None))
+    signs = {Ge: ">= {0.ge}", Gt: "> {0.gt}", Le: "<= {0.le}", Lt: "< {0.lt}"}
+    bounds = " and ".join(signs[type(bound)].format(bound) for bound in field.metadata if type(bound) in signs)
+    return f"{words} {bounds}".rstrip() + (" or null" if type(None) in kinds else "")
+
+
+def in_yaml(value: Any) -> str:
+    """A value as it is written in YAML: None -> "null", True -> "true", "" -> "''"."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value) or "''"
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, str | None]:
+    """["--seed", "7", "--budget.gpu=8GiB"] -> {"seed": "7", "budget.gpu": "8GiB"}; "null" and "none" become None."""
+    given: dict[str, str | None] = {}
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        if not word.startswith("--"):
+            raise ConfigError(f"{COMMAND_LINE}: {word!r} belongs to no setting", hint="write --key value")
+        name, equals, value = word[2:].partition("=")
+        key = _known_key(name.replace("-", "_"), COMMAND_LINE)
+        if not equals and not queue:
+            raise ConfigError(f"{COMMAND_LINE}: --{name} has no value", hint=f"write --{name} VALUE")
+        value = value if equals else queue.pop(0)
+        given[key] = None if value.lower() in ("null", "none", "~") else value
+    return given
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="give the path of a YAML config file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        summary = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not valid YAML: {summary}", hint="write one `key: value` a line") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no settings", hint="write one `key: value` a line, at least `model:`")
+    return content
+
+
+def _assign(content: dict[str, Any], key: str, value: str | None) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        if not isinstance(content.get(section), dict):
+            content[section] = {}
+        content = content[section]
+    content[name] = value
+
+
+def _known_key(key: str, source: str) -> str:
+    """`key` itself when it is a setting, else ConfigError naming the nearest one."""
+    known = [name for name, _ in setting_fields()]
+    if key in known:
+        return key
+    if members := [name for name in known if name.startswith(f"{key}.")]:
+        raise ConfigError(f"{source}: {key} is a group of settings", hint=f"set {', '.join(members)}")
+    leaf_to_key = {name.rpartition(".")[2]: name for name in known}
+    near = OTHER_NAMES.get(key) or leaf_to_key.get(key)
+    near = near or next(iter(difflib.get_close_matches(key, known, n=1)), None)
+    hint = f"did you mean {near}?" if near else "`slideformer train --help` lists all settings"
+    raise ConfigError(f"{source}: unknown setting {key}", hint=hint)
+
+
+def _config_error(error: ValidationError, path: str, given: Mapping[str, Any]) -> ConfigError:
+    """The first problem pydantic found, in our words; unknown keys first, as they explain missing ones."""
+    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    key = ".".join(str(part) for part in problem["loc"])
+    source = COMMAND_LINE if key in given else path
+    if problem["type"] == "conflict":
+        message, _, hint = problem["msg"].partition("; ")
+        return ConfigError(f"{f'{path} and {COMMAND_LINE}' if given else path}: {message}", hint=hint)
+    try:
+        _known_key(key, source)
+    except ConfigError as unknown:
+        return unknown
+    return _value_error(problem, key, source)
+
+
+def _value_error(problem: ErrorDetails, key: str, source: str) -> ConfigError:
+    field = dict(setting_fields())[key]
+    if problem["type"] == "missing":
+        return ConfigError(f"{source}: {key} is missing", hint=f"add {key}: {field.description}")
+    message = f"{source}: {key} = {in_yaml(problem['input'])}, expected {expected(field)}"
+    return ConfigError(message, hint=f"change {key} ({field.description})")
+
+
+def _conflict(message: str) -> PydanticCustomError:
+    return PydanticCustomError("conflict", message)  # type: ignore[arg-type]  # a literal only for static analysis
+
+
+def _kind_in_words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        *most, last = get_args(kind)
+        return f"{', '.join(most)} or {last}"
+    if kind is Size:
+        return "a size such as 24GiB"
+    base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a name", Path: "a path"}[base]

@@ -1,0 +1,147 @@
+"""What the compute lane runs: forward and backward of the three parts, each a function of tensors handed in."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from slideformer.kernels.cross_entropy import cross_entropy_sum
+from slideformer.memory.gradients import Accumulator
+from slideformer.models.architecture import Decoder
+from slideformer.models.stand_ins import DecoderInputs
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One micro-batch on the device.
+
+    Attributes:
+        input_ids: int64 [b, t].
+        row_of: int64 [b, t], each token's row among the gathered embedding rows.
+        positions: int64 [p], which of the b*t positions are trained.
+        targets: int64 [p], their next tokens.
+        seed: draws the dropout masks; layer i adds i + 1.
+    """
+
+    input_ids: Tensor
+    row_of: Tensor
+    positions: Tensor
+    targets: Tensor
+    seed: int
+
+
+def enter(decoder: Decoder, batch: MicroBatch, rows: Tensor, shell: Weights) -> DecoderInputs:
+    """What enters the blocks, without a graph."""
+    with torch.no_grad():
+        return decoder.enter(batch.input_ids, rows, batch.row_of, shell, batch.seed)
+
+
+def hidden_of(inputs: DecoderInputs) -> Tensor:
+    return inputs.hidden
+
+
+def block_forward(
+    decoder: Decoder, i: int, weights: Weights, x: Tensor, inputs: DecoderInputs, batch: MicroBatch
+) -> Tensor:
+    """Block i without a graph: [b, t, hidden] -> [b, t, hidden]."""
+    with torch.no_grad():
+        return decoder.block(i, weights, x, inputs, batch.seed + i + 1)
+
+
+def block_backward(
+    decoder: Decoder,
+    i: int,
+    weights: Weights,
+    x: Tensor,
+    dy: Tensor,
+    inputs: DecoderInputs,
+    batch: MicroBatch,
+    into: Accumulator,
+) -> Tensor:
+    """Recompute block i from its input x and run it backward; returns dx, adds the weight gradients to `into`."""
+    x = x.detach().requires_grad_()
+    leaves = as_leaves(weights)
+    with torch.enable_grad():
+        y = decoder.block(i, leaves, x, inputs, batch.seed + i + 1)
+    dx, *gradients = torch.autograd.grad(y, [x, *leaves.values()], dy, allow_unused=True)
+    into.add(gradients)
+    return dx
+
+
+def enter_backward(
+    decoder: Decoder,
+    batch: MicroBatch,
+    rows: Tensor,
+    shell: Weights,
+    dx: Tensor,
+    row_gradient: Tensor,
+    padding_index: int | None,
+    into: Accumulator,
+) -> None:
+    """Backward of `enter`: adds to the embedding rows' gradient (fp32 [u, width]) and to the shell's."""
+    rows, leaves = rows.detach().requires_grad_(), as_leaves(shell)
+    with torch.enable_grad():
+        hidden = decoder.enter(batch.input_ids, rows, batch.row_of, leaves, batch.seed).hidden
+    d_rows, *gradients = torch.autograd.grad(hidden, [rows, *leaves.values()], dx, allow_unused=True)
+    if padding_index is not None:
+        d_rows[padding_index] = 0
+    row_gradient.add_(d_rows)
+    into.add(gradients)
+
+
+def head_loss_and_gradient(
+    decoder: Decoder,
+    weight: Tensor,
+    weight_gradient: Tensor,
+    shell: Weights,
+    x: Tensor,
+    batch: MicroBatch,
+    trained_tokens: int,
+    chunk: int,
+    loss: Tensor,
+    into: Accumulator,
+) -> Tensor:
+    """Loss and gradients behind the last block, `chunk` tokens at a time so that the logits never exist as a whole.
+
+    Adds this micro-batch's share of the mean over the step's `trained_tokens` to `loss` (fp32 scalar), the head's
+    gradient to `weight_gradient` (fp32 [vocabulary, width]) and the shell's to `into`; returns dx.
+    """
+    leaves = as_leaves(shell)
+    flat = x.flatten(0, -2)
+    dx = torch.zeros_like(flat)
+    for positions, targets in zip(batch.positions.split(chunk), batch.targets.split(chunk), strict=True):
+        hidden = flat.index_select(0, positions).unsqueeze(1).requires_grad_()
+        with torch.enable_grad():
+            logits = decoder.logits(hidden, weight, weight_gradient, leaves).flatten(0, 1)
+            share = cross_entropy_sum(logits, targets, 1.0 / trained_tokens)
+        d_hidden, *gradients = torch.autograd.grad(share, [hidden, *leaves.values()], allow_unused=True)
+        dx.index_copy_(0, positions, d_hidden.squeeze(1))
+        into.add(gradients)
+        loss.add_(share.detach())
+    return dx.view_as(x)
+
+
+def head_loss(
+    decoder: Decoder,
+    weight: Tensor,
+    shell: Weights,
+    x: Tensor,
+    batch: MicroBatch,
+    trained_tokens: int,
+    chunk: int,
+    loss: Tensor,
+) -> None:
+    """The loss alone, added to `loss`."""
+    flat = x.flatten(0, -2)
+    with torch.no_grad():
+        for positions, targets in zip(batch.positions.split(chunk), batch.targets.split(chunk), strict=True):
+            logits = decoder.logits(flat.index_select(0, positions).unsqueeze(1), weight, None, shell).flatten(0, 1)
+            loss.add_(cross_entropy_sum(logits, targets, 1.0 / trained_tokens))
+
+
+def as_leaves(weights: Weights) -> dict[str, Tensor]:
+    """The same memory as fresh leaves of autograd."""
+    return {name: view.detach().requires_grad_() for name, view in weights.items()}

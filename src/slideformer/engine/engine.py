@@ -1,0 +1,151 @@
+"""The engine: builds the parts, owns them, and closes them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from slideformer.data.batches import Batch
+from slideformer.engine import diagnose, evaluate
+from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, Machinery, StepResult
+from slideformer.engine.step import train_step
+from slideformer.errors import EngineFailed
+from slideformer.layout import FlatLayout
+from slideformer.memory.host import HostAllocator, LayerState
+from slideformer.models.architecture import Decoder
+from slideformer.optim.adamw import AdamWStep
+from slideformer.plan.sizes import Sizes
+from slideformer.streams import Lanes, lanes_for
+
+
+class Engine:
+    """Trains one model through a sliding window.
+
+    Args:
+        decoder: the model, taken apart.
+        sizes: what the plan decided.
+        dtype: compute in bfloat16 or float32.
+        lanes: by default those of the decoder's device.
+        threads: of the CPU optimizer; by default all that this process may use.
+
+    The weights are zero until `load`; `close` (or leaving the `with` block) frees pinned memory and the worker.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        sizes: Sizes,
+        dtype: torch.dtype,
+        lanes: Lanes | None = None,
+        threads: int | None = None,
+    ):
+        self.decoder, self.sizes, self.dtype = decoder, sizes, dtype
+        self.lanes = lanes or lanes_for(decoder.device)
+        on_accelerator = self.lanes.device.type != "cpu"
+        self.allocator = HostAllocator(pin=on_accelerator)
+        self.states = {
+            unit: LayerState(unit, layout, self.allocator, pin_lo=on_accelerator and dtype == torch.float32, threads=threads)
+            for unit, layout in layouts(decoder).items()
+        }  # fmt: skip
+        self._machinery = Machinery(decoder, self.lanes, self.allocator, self.states, sizes, dtype)
+        self._failure: BaseException | None = None
+        self._pending: StepResult | None = None
+
+    def train_step(self, batch: Batch, hyper: AdamWStep, max_norm: float | None = None) -> StepResult:
+        """One optimizer step; returns while its last updates still run.
+
+        Args:
+            batch: at most `sizes.step_tokens` tokens.
+            hyper: AdamW's settings, with the step counted from 1.
+            max_norm: clip the gradient's norm to this, exactly; None leaves it alone.
+
+        Raises:
+            NonFinite: a gradient is NaN or infinite; names the step and the layer.
+            WorkerFailed: the update of a layer failed; names it.
+            EngineFailed: an earlier step failed.
+        """
+        self._refuse_after_failure()
+        try:
+            micro_batches = batch.split(self.sizes.micro_batch_size)
+            self._pending = train_step(self._machinery, micro_batches, hyper, max_norm)
+            return self._pending
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    def drain(self) -> None:
+        """Wait until every update has run."""
+        self._refuse_after_failure()
+        if self._pending is not None:
+            try:
+                self._machinery.updates.wait_done(self._pending.pending)
+            except BaseException as error:
+                self._failure = error
+                raise
+
+    def evaluate(self, batch: Batch) -> float:
+        """Mean negative log-likelihood of a batch's trained tokens, forward only; leaves no trace on training."""
+        self.drain()
+        return evaluate.loss(self._machinery, batch.split(self.sizes.micro_batch_size))
+
+    def find_non_finite(self, batch: Batch) -> str:
+        """Where a batch's forward, or the weights, first stop being finite, in words; for a step that failed."""
+        return diagnose.first_non_finite(
+            self.decoder, self.states, self.dtype, batch.split(self.sizes.micro_batch_size)
+        )
+
+    def load(self, groups: Iterable[tuple[str, Mapping[str, Tensor]]]) -> None:
+        """Set masters from (unit, parameter name -> values) pairs, as `parameter_groups` names them."""
+        for unit, tensors in groups:
+            prefix = self._prefix(unit)
+            for name, value in tensors.items():
+                self.states[unit].load(name.removeprefix(prefix), value)
+
+    def parameter_groups(self) -> dict[str, list[str]]:
+        """Unit -> full names of its parameters, in the order in which they are used."""
+        return {
+            unit: [self._prefix(unit) + name for name in state.layout.fields] for unit, state in self.states.items()
+        }
+
+    def weights(self, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """(unit, full name -> weights), bf16 as views of what trains, fp32 as copies; after `drain`."""
+        self.drain()
+        for unit, state in self.states.items():
+            prefix = self._prefix(unit)
+            yield unit, {prefix + name: state.read(name, dtype) for name in state.layout.fields}
+
+    def close(self) -> None:
+        """Stop the worker and free pinned memory."""
+        self._machinery.updates.worker.close()
+        if self.lanes.device.type != "cpu":
+            torch.accelerator.synchronize(self.lanes.device)
+        self.allocator.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _prefix(self, unit: str) -> str:
+        return f"{unit}." if unit in self.decoder.block_names else ""
+
+    def _refuse_after_failure(self) -> None:
+        if self._failure is not None:
+            raise EngineFailed(
+                f"an earlier step failed ({type(self._failure).__name__}), so layers may be of different steps",
+                "start again from the last saved model",
+            ) from self._failure
+
+
+def layouts(decoder: Decoder) -> dict[str, FlatLayout]:
+    """Unit -> flat layout, in the order in which a forward pass uses them."""
+    units = {EMBEDDING: {decoder.embedding_name: (decoder.vocabulary, decoder.embedding_width)}, SHELL: decoder.shell_shapes}
+    blocks = {name: decoder.block_shapes(i) for i, name in enumerate(decoder.block_names)}
+    head = {} if decoder.tied else {HEAD: {decoder.head_name: decoder.head_shape}}
+
+    def undecayed(unit: str, names: Iterable[str]) -> list[str]:
+        prefix = f"{unit}." if unit in blocks else ""
+        return [name for name in names if prefix + name in decoder.undecayed]
+
+    return {unit: FlatLayout(shapes, undecayed(unit, shapes)) for unit, shapes in {**units, **blocks, **head}.items()}

@@ -1,0 +1,156 @@
+"""What computation needs of device memory: known by running one block and one head chunk, before anything is allocated."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from slideformer.engine import compute
+from slideformer.engine.engine import layouts
+from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL
+from slideformer.layout import FlatLayout
+from slideformer.memory.gradients import Accumulator
+from slideformer.models.architecture import Decoder
+from slideformer.models.stand_ins import DecoderInputs
+from slideformer.plan.footprint import ModelSizes, Work
+
+HEAD_TOKENS = 256  # of the measured head chunk
+
+
+def model_sizes(decoder: Decoder) -> ModelSizes:
+    """Layouts and widths of a model."""
+    buffers = {id(b): b for module in [decoder.model, *decoder.blocks] for b in module.buffers()}.values()
+    return ModelSizes(
+        layouts(decoder),
+        decoder.block_names,
+        EMBEDDING,
+        SHELL,
+        EMBEDDING if decoder.tied else HEAD,
+        decoder.vocabulary,
+        decoder.embedding_width,
+        decoder.hidden,
+        sum(buffer.nbytes for buffer in buffers),
+    )
+
+
+def measure_work(decoder: Decoder, length: int, dtype: torch.dtype) -> Work:
+    """Run every kind of block over one and two sequences of `length`, and the head over a few tokens.
+
+    On the CPU, which does not count its allocations, this is an estimate from what autograd saves.
+    """
+    if decoder.device.type == "cpu":
+        return _estimate_on_cpu(decoder, length, dtype)
+    before = torch.cuda.memory_allocated(decoder.device)
+    kinds = block_kinds(decoder)
+    _run_block(decoder, kinds[0], 1, min(length, 128), dtype)()  # libraries allocate their workspaces now
+    _run_head(decoder, dtype, 16)()
+    torch.accelerator.synchronize()
+    workspace = torch.cuda.memory_allocated(decoder.device) - before
+    one, two = (max(_peak_bytes(_run_block(decoder, i, b, length, dtype)) for i in kinds) for b in (1, 2))
+    few, more = (_peak_bytes(_run_head(decoder, dtype, tokens)) for tokens in (HEAD_TOKENS, 2 * HEAD_TOKENS))
+    return Work(two - one, 2 * one - two, _inputs_bytes(decoder, length, dtype), (more - few) // HEAD_TOKENS, workspace)
+
+
+def _peak_bytes(work: Callable[[], object]) -> int:
+    """Device memory that `work` needs beside what is allocated before it."""
+    torch.accelerator.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    torch.accelerator.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _run_block(decoder: Decoder, i: int, batch: int, length: int, dtype: torch.dtype) -> Callable[[], object]:
+    layout = FlatLayout(decoder.block_shapes(i))
+    weights = layout.views(torch.zeros(layout.numel, dtype=dtype, device=decoder.device))
+    into = Accumulator(layout, torch.empty(layout.numel, dtype=dtype, device=decoder.device))
+    inputs, micro_batch = _example(decoder, batch, length, dtype)
+    x, dy = torch.randn_like(inputs.hidden), torch.randn_like(inputs.hidden)
+    return lambda: compute.block_backward(decoder, i, weights, x, dy, inputs, micro_batch, into)
+
+
+def _run_head(decoder: Decoder, dtype: torch.dtype, tokens: int) -> Callable[[], object]:
+    weight = torch.zeros(decoder.head_shape, dtype=dtype, device=decoder.device)
+    gradient = torch.zeros(decoder.head_shape, dtype=torch.float32, device=decoder.device)
+    layout = FlatLayout(decoder.shell_shapes)
+    shell = layout.views(torch.zeros(layout.numel, dtype=dtype, device=decoder.device))
+    into = Accumulator(layout, torch.empty(layout.numel, device=decoder.device))
+    x = torch.randn(1, tokens, decoder.hidden, dtype=dtype, device=decoder.device)
+    ids = torch.arange(tokens, device=decoder.device)
+    batch = compute.MicroBatch(ids[None], ids[None], ids, ids % decoder.vocabulary, seed=0)
+    loss = torch.zeros((), device=decoder.device)
+
+    def run() -> Tensor:
+        return compute.head_loss_and_gradient(
+            decoder, weight, gradient, shell, x, batch, tokens, tokens, loss, into
+        )  # fmt: skip
+
+    return run
+
+
+def _example(
+    decoder: Decoder, batch: int, length: int, dtype: torch.dtype
+) -> tuple[DecoderInputs, compute.MicroBatch]:
+    """What `Decoder.enter` gives for token 0 everywhere."""
+    ids = torch.zeros(batch, length, dtype=torch.int64, device=decoder.device)
+    micro_batch = compute.MicroBatch(ids, ids, ids[0, :0], ids[0, :0], seed=0)
+    rows = torch.zeros(1, decoder.embedding_width, dtype=dtype, device=decoder.device)
+    shell = {name: torch.zeros(s, dtype=dtype, device=decoder.device) for name, s in decoder.shell_shapes.items()}
+    return compute.enter(decoder, micro_batch, rows, shell), micro_batch
+
+
+def block_kinds(decoder: Decoder) -> list[int]:
+    """One block of each kind: same class, same parameters, same attention."""
+    seen: dict[object, int] = {}
+    for i, block in enumerate(decoder.blocks):
+        attention = [getattr(m, "sliding_window", None) for m in block.modules() if hasattr(m, "sliding_window")]
+        kind = (type(block), tuple(decoder.block_shapes(i).items()), str(attention))
+        seen.setdefault(kind, i)
+    return list(seen.values())
+
+
+def _inputs_bytes(decoder: Decoder, length: int, dtype: torch.dtype) -> int:
+    """Masks and rotary tables that the blocks of one sequence share."""
+    inputs, _ = _example(decoder, 1, length, dtype)
+    return sum(tensor.nbytes for tensor in _tensors([(call.args, call.kwargs) for call in inputs.calls]))
+
+
+def _tensors(values: object) -> Iterator[Tensor]:
+    """Distinct tensors inside nested tuples, lists and dicts."""
+    seen: set[int] = set()
+    stack = [values]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Tensor) and id(value) not in seen:
+            seen.add(id(value))
+            yield value
+        elif isinstance(value, Mapping):
+            stack.extend(value.values())
+        elif isinstance(value, tuple | list):
+            stack.extend(value)
+
+
+def _estimate_on_cpu(decoder: Decoder, length: int, dtype: torch.dtype) -> Work:
+    short = min(length, 64)
+    saved = max(_saved_bytes(decoder, i, short, dtype) for i in block_kinds(decoder)) * length // short
+    fixed = max(layout.numel for layout in model_sizes(decoder).layouts.values()) * dtype.itemsize
+    return Work(2 * saved, fixed, _inputs_bytes(decoder, length, dtype), decoder.vocabulary * (dtype.itemsize + 12), 0)
+
+
+def _saved_bytes(decoder: Decoder, i: int, length: int, dtype: torch.dtype) -> int:
+    """What autograd saves of block i over one sequence, weights left out."""
+    weights = {n: torch.zeros(s, dtype=dtype, requires_grad=True) for n, s in decoder.block_shapes(i).items()}
+    own = {w.untyped_storage().data_ptr() for w in weights.values()}
+    inputs, _ = _example(decoder, 1, length, dtype)
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        decoder.block(i, weights, inputs.hidden.requires_grad_(), inputs, 0)
+    return sum(saved.values())

@@ -1,0 +1,56 @@
+"""The training step: the order of work, and the only place where it is written."""
+
+from slideformer.data.batches import Batch
+from slideformer.engine import compute
+from slideformer.engine.machinery import Machinery, StepResult
+from slideformer.optim.adamw import AdamWStep
+
+
+def train_step(e: Machinery, micro_batches: list[Batch], hyper: AdamWStep, max_norm: float | None) -> StepResult:
+    """One optimizer step over all micro-batches; returns while the last updates still run.
+
+    Vertical: all micro-batches pass a layer before the window moves, so weights cross the link twice a step.
+    """
+    run, decoder, n = e.lanes.compute.run, e.decoder, e.decoder.depth
+    result = e.begin(micro_batches, hyper, max_norm)
+    batches, rows, row_ids = e.feed(micro_batches, seed=hyper.step)
+    shell = e.fetch_shell()
+
+    inputs = [run(compute.enter, decoder, batch, rows, shell) for batch in batches]
+    xs = [run(compute.hidden_of, entered) for entered in inputs]
+    e.fetch(range(e.window.depth))
+    for i in range(n):
+        weights = e.window.layer(i)
+        for m, batch in enumerate(batches):
+            e.saved.save(i, m, xs[m], e.hidden_shape(batch))
+            xs[m] = run(compute.block_forward, decoder, i, weights, xs[m], inputs[m], batch)
+        e.window.release(i)
+        e.fetch([i + e.window.depth])  # behind the last block comes the head
+
+    e.saved.turn([(i, m) for i in reversed(range(n)) for m in range(len(batches))])
+    e.fetch(reversed(range(n - e.window.depth, n)))  # still in the window
+    head, d_head, d_shell = e.head.weight(), e.head.new_gradient(), e.open_shell_gradient()
+    dxs = []
+    for m, batch in enumerate(batches):
+        shares = (result.trained_tokens, e.head_chunk, result.device_loss, d_shell)
+        dxs.append(run(compute.head_loss_and_gradient, decoder, head, d_head, shell, xs[m], batch, *shares))
+        xs[m] = None
+    e.head.release()
+    d_rows = e.submit_head(result, d_head, row_ids)
+    del head, d_head
+
+    for i in reversed(range(n)):
+        weights, d_weights = e.window.layer(i), e.gradients.open(e.layouts[i])
+        for m, batch in enumerate(batches):
+            x = e.saved.load(i, m)
+            dxs[m] = run(compute.block_backward, decoder, i, weights, x, dxs[m], inputs[m], batch, d_weights)
+            e.saved.release(i, m)
+        e.window.release(i)
+        e.submit_block(result, i, d_weights)
+        e.fetch([i - e.window.depth])
+
+    padding = e.table.padding_index
+    for m, batch in enumerate(batches):
+        run(compute.enter_backward, decoder, batch, rows, shell, dxs[m], d_rows, padding, d_shell)
+    e.submit_shell_and_rows(result, d_shell, d_rows)
+    return e.close(result)

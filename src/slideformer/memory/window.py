@@ -1,0 +1,132 @@
+"""The sliding window: a few device slots through which the layers' weights pass."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from slideformer.layout import FlatLayout
+from slideformer.streams import Fence, Lanes
+
+
+EMPTY = -1
+
+
+class LayerNotFetched(RuntimeError):
+    """A layer was used without `fetch`: an error of the engine, never of its user."""
+
+
+@dataclass(eq=False)
+class Slot:
+    """Device memory for one layer's weights, and which layer it holds."""
+
+    flat: Tensor
+    layer: int = EMPTY
+    ready: Fence | None = None  # the layer's weights have arrived; None until the copy is submitted
+    free: Fence | None = None  # computation that reads the slot is over
+    held: bool = False  # fetched and not yet released
+    views: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+
+class LayerWindow:
+    """Weights of layers on the device, `depth` at a time.
+
+    `fetch` may be called early and again; `layer` gives the weights to computation submitted next; `release` says that
+    no further computation will read them. A released layer stays until its slot is needed (so the last layers of
+    forward are there when backward starts) or `invalidate` says that its weights have changed.
+
+    Args:
+        layouts: one per layer; a slot has the size of the largest.
+        depth: number of slots, at least 1.
+        fresh: whether layer i's weights on the host are up to date now.
+        wait_fresh: blocks until they are.
+        copy_weights: copies layer i's weights from the host into a slot's first `layouts[i].numel` elements.
+    """
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        layouts: Sequence[FlatLayout],
+        depth: int,
+        dtype: torch.dtype,
+        fresh: Callable[[int], bool],
+        wait_fresh: Callable[[int], None],
+        copy_weights: Callable[[int, Tensor], None],
+    ):
+        self._lanes = lanes
+        self._layouts = layouts
+        self._fresh, self._wait_fresh, self._copy_weights = fresh, wait_fresh, copy_weights
+        numel = max(layout.numel for layout in layouts)
+        self.depth = min(depth, len(layouts))
+        # Ordered by when they were released: the first free slot is the one that was let go longest ago.
+        self._slots = [Slot(torch.empty(numel, dtype=dtype, device=lanes.device)) for _ in range(self.depth)]
+
+    @staticmethod
+    def bytes_needed(layouts: Sequence[FlatLayout], depth: int, dtype: torch.dtype) -> int:
+        return min(depth, len(layouts)) * max(layout.numel for layout in layouts) * dtype.itemsize
+
+    def fetch(self, i: int) -> None:
+        """Bring layer i's weights to the device, or keep them there; out of range is nothing to do."""
+        if not 0 <= i < len(self._layouts):
+            return
+        slot = self._find(i) or self._evict()
+        if slot.layer != i:
+            slot.layer, slot.ready = i, None
+        slot.held = True
+        for waiting in self._slots:
+            if waiting.held and waiting.ready is None and self._fresh(waiting.layer):
+                self._submit(waiting)
+
+    def layer(self, i: int) -> dict[str, Tensor]:
+        """The weights of layer i by name, for computation submitted from here until `release(i)`.
+
+        Raises:
+            LayerNotFetched: `fetch(i)` was not called since it was last released or invalidated.
+        """
+        slot = self._find(i)
+        if slot is None or not slot.held:
+            raise LayerNotFetched(f"layer {i} was used but not fetched; the window holds {self.holds()}")
+        if slot.ready is None:
+            self._wait_fresh(i)
+            self._submit(slot)
+        assert slot.ready is not None
+        self._lanes.compute.wait(slot.ready)
+        if i not in slot.views:
+            slot.views[i] = self._layouts[i].views(slot.flat)
+        return slot.views[i]
+
+    def release(self, i: int) -> None:
+        """Computation submitted so far was the last to read layer i."""
+        slot = self._find(i)
+        if slot is None or not slot.held:
+            raise LayerNotFetched(f"layer {i} was released but not fetched; the window holds {self.holds()}")
+        slot.free, slot.held = self._lanes.compute.record(), False
+        self._slots.remove(slot)
+        self._slots.append(slot)
+
+    def invalidate(self, i: int) -> None:
+        """Layer i's weights are about to change: what the window holds of them is no longer to be used."""
+        slot = self._find(i)
+        if slot is not None:
+            assert not slot.held, f"layer {i} changes while it is held"
+            slot.layer = EMPTY
+
+    def holds(self) -> list[int]:
+        """Layers now in a slot."""
+        return sorted(slot.layer for slot in self._slots if slot.layer != EMPTY)
+
+    def _find(self, i: int) -> Slot | None:
+        return next((slot for slot in self._slots if slot.layer == i), None)
+
+    def _evict(self) -> Slot:
+        free = [slot for slot in self._slots if not slot.held]
+        if not free:
+            raise LayerNotFetched(f"all {self.depth} slots are held (layers {self.holds()}): a layer was not released")
+        return next((slot for slot in free if slot.layer == EMPTY), free[0])
+
+    def _submit(self, slot: Slot) -> None:
+        if slot.free is not None:
+            self._lanes.h2d.wait(slot.free)
+        self._lanes.h2d.run(self._copy_weights, slot.layer, slot.flat[: self._layouts[slot.layer].numel])
+        slot.ready = self._lanes.h2d.record()

@@ -1,0 +1,208 @@
+"""A tiny configuration of the same architecture: every kind of layer, every flag that changes arithmetic, few numbers.
+
+Transformers' configurations share most attribute names, and map their own (`n_embd`) onto the common ones
+(`hidden_size`), so sizes are replaced by name. Whatever is not named here, such as soft-caps, scales, biases, norms and
+activations, stays as it is.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+from transformers import PretrainedConfig
+
+HIDDEN, HEADS, VOCABULARY, EXPERTS, WINDOW_TOKENS, MIN_LAYERS = 64, 4, 256, 4, 8, 3
+
+# widths, which keep their ratio to hidden_size
+WIDTHS = (
+    "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "word_embed_proj_dim", "embedding_size",
+    "moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size", "dense_intermediate_size",
+    "moe_shared_expert_intermediate_size", "shared_experts_intermediate_size", "intermediate_size_mlp",
+    "expert_ffn_hidden_size", "hidden_size_per_layer_input", "attention_hidden_size", "lru_width", "router_hidden_size",
+    "decoder_ffn_dim", "encoder_ffn_dim", "dff", "d_inner", "emb_dim", "mamba_d_ssm",
+)  # fmt: skip
+# widths of one attention head or of a projection between heads, divided by HEAD_SCALE
+HEAD_WIDTHS = (
+    "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "q_lora_rank", "kv_lora_rank", "o_lora_rank",
+    "linear_key_head_dim", "linear_value_head_dim", "linear_head_dim", "index_head_dim", "swa_head_dim",
+)  # fmt: skip
+HEAD_SCALE = 8
+HEAD_COUNTS = ("linear_num_key_heads", "linear_num_value_heads", "linear_num_heads", "index_n_heads")
+# heads of a state-space mixer and the width of one
+MIXER_HEADS = (
+    ("mamba_n_heads", "mamba_d_head"), ("mamba_num_heads", "mamba_head_dim"), ("n_mamba_heads", "mamba_headdim"),
+    ("num_heads", "head_dim"),
+)  # fmt: skip
+MIXER_HEAD_DIM = 8
+GROUP_COUNTS = ("n_groups", "mamba_n_groups", "mamba_ngroups", "n_group", "num_expert_group")
+KV_HEAD_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "swa_num_key_value_heads")
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+CHOSEN_EXPERTS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+WINDOWS = (
+    "sliding_window", "sliding_window_size", "attention_window_size", "attention_chunk_size", "window_size",
+    "local_attention", "index_topk",
+)  # fmt: skip
+LAYER_NUMBERS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "hybrid_layer_ids", "ple_layer_ids")
+FIRST_LAYERS = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", "max_window_layers")
+PERIODS = ("decoder_sparse_step", "moe_layer_interval", "attn_layer_period", "expert_layer_period", "layer_group_size")
+
+
+def shrink(config: PretrainedConfig) -> Any:
+    """A copy of `config` that builds a model of well under a million parameters.
+
+    Hidden size, heads (MHA, GQA or MQA as before), head and MLP widths, experts, vocabulary and attention windows
+    become small; layers become the fewest that show each kind of layer, at least three.
+    """
+    tiny = deepcopy(config)
+    for name, part in list(vars(config).items()):
+        if isinstance(part, PretrainedConfig) and hasattr(part, "num_hidden_layers"):
+            setattr(tiny, name, shrink(part))
+    if not hasattr(config, "hidden_size"):  # a wrapper around the text model's configuration
+        return tiny
+    _shrink_layers(tiny, config)
+    _shrink_heads(tiny, config)
+    _shrink_widths(tiny, config)
+    _shrink_experts(tiny, config)
+    _shrink_vocabulary(tiny)
+    for name in _present(tiny, WINDOWS):
+        setattr(tiny, name, min(getattr(tiny, name), WINDOW_TOKENS))
+    return tiny
+
+
+def _present(config: Any, names: Sequence[str]) -> list[str]:
+    """The names whose attribute is a positive whole number that can be set."""
+    computed = {name for name in names if isinstance(getattr(type(config), name, None), property)}
+    values = {name: getattr(config, name, None) for name in names if name not in computed}
+    return [name for name, v in values.items() if isinstance(v, int) and not isinstance(v, bool) and v > 0]
+
+
+def _shrink_widths(tiny: Any, config: Any) -> None:
+    for name in _present(config, WIDTHS):
+        setattr(tiny, name, _multiple_of_8(getattr(config, name) * HIDDEN / config.hidden_size))
+    for heads, head_dim in MIXER_HEADS:
+        if len(_present(config, (heads, head_dim))) == 2:
+            inner = getattr(config, heads) * getattr(config, head_dim)
+            setattr(tiny, heads, max(1, inner * HIDDEN // config.hidden_size // MIXER_HEAD_DIM))
+            setattr(tiny, head_dim, MIXER_HEAD_DIM)
+    for name in _present(config, GROUP_COUNTS):
+        setattr(tiny, name, min(getattr(config, name), 2))
+    tiny.hidden_size = HIDDEN
+
+
+def _multiple_of_8(value: float) -> int:
+    return max(8, round(value / 8) * 8)
+
+
+def _shrink_heads(tiny: Any, config: Any) -> None:
+    heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(heads, int):
+        return
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    square = heads * head_dim == config.hidden_size  # else keep the projections to and from heads non-square
+    tiny_head_dim = HIDDEN // HEADS if square else 2 * HIDDEN // HEADS
+    for name in _present(config, KV_HEAD_COUNTS):
+        count = getattr(config, name)
+        setattr(tiny, name, HEADS if count == heads else 1 if count == 1 else HEADS // 2)
+    for name in _present(config, HEAD_COUNTS):
+        setattr(tiny, name, max(1, HEADS * getattr(config, name) // heads))
+    for name in _present(config, HEAD_WIDTHS):
+        setattr(tiny, name, _multiple_of_8(getattr(config, name) / HEAD_SCALE))
+    if _present(config, ["head_dim"]):
+        rope_dim = getattr(config, "qk_rope_head_dim", None)
+        tiny.head_dim = tiny.qk_rope_head_dim if rope_dim == head_dim else tiny_head_dim
+    if _present(config, ["qk_head_dim"]):
+        tiny.qk_head_dim = tiny.qk_nope_head_dim + tiny.qk_rope_head_dim
+    if _present(config, ["rotary_dim"]):
+        tiny.rotary_dim = _multiple_of_8(config.rotary_dim * tiny_head_dim / head_dim)
+    tiny.num_attention_heads = HEADS
+    _resize_rope(getattr(tiny, "rope_parameters", None), tiny_head_dim / head_dim)
+
+
+def _resize_rope(parameters: Any, scale: float) -> None:
+    """Thin out lists with one number per rotated pair (long and short factors, sections), in place."""
+    if not isinstance(parameters, dict):
+        return
+    for name, value in parameters.items():
+        _resize_rope(value, scale)  # parameters by layer type
+        if name in ("short_factor", "long_factor"):
+            count = int(len(value) * scale)
+            parameters[name] = [value[i * len(value) // count] for i in range(count)]
+        elif name == "mrope_section":
+            parameters[name] = [max(1, int(section * scale)) for section in value]
+
+
+def _shrink_experts(tiny: Any, config: Any) -> None:
+    for name in _present(config, EXPERT_COUNTS):
+        setattr(tiny, name, min(getattr(config, name), EXPERTS))
+    for name in _present(config, CHOSEN_EXPERTS):
+        setattr(tiny, name, min(getattr(config, name), 2))
+    if _present(config, ["topk_group"]):
+        tiny.topk_group = 1
+
+
+def _shrink_vocabulary(tiny: Any) -> None:
+    for name in _present(tiny, ["vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size"]):
+        setattr(tiny, name, VOCABULARY)
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    for name, value in list(vars(tiny).items()):
+        if not name.endswith(("_token_id", "_token_index")):
+            continue
+        small = special.get(name, VOCABULARY - 1)
+        if isinstance(value, list):
+            setattr(tiny, name, [small])
+        elif isinstance(value, int) and value >= VOCABULARY:
+            setattr(tiny, name, small)
+
+
+def _shrink_layers(tiny: Any, config: Any) -> None:
+    count = config.num_hidden_layers
+    if not isinstance(count, int):
+        return
+    kept = _layers_to_keep(config, count)
+    for name in _per_layer_lists(config, count):
+        value = getattr(config, name)
+        setattr(tiny, name, type(value)(value[i] for i in kept))
+    for name in LAYER_NUMBERS:
+        if isinstance(numbers := getattr(config, name, None), list):
+            setattr(tiny, name, [new for new, old in enumerate(kept) if old in numbers])
+    for name in _present(config, FIRST_LAYERS):
+        setattr(tiny, name, sum(i < getattr(config, name) for i in kept))
+    for name in _present(config, ["num_kv_shared_layers"]):
+        setattr(tiny, name, sum(i >= count - getattr(config, name) for i in kept))
+    for name in _present(config, ["moe_layer_end_index"]):
+        setattr(tiny, name, len(kept) - 1)
+    tiny.num_hidden_layers = len(kept)
+
+
+def _layers_to_keep(config: Any, count: int) -> list[int]:
+    """The first layer of each kind, filled up to MIN_LAYERS; all layers up to those where a period decides the kind."""
+    first: dict[tuple[Any, ...], int] = {}
+    for i in range(count):
+        first.setdefault(_kind(config, count, i), i)
+    period = max((getattr(config, name) for name in _present(config, PERIODS)), default=1)
+    if period > 1:
+        return list(range(min(count, max(MIN_LAYERS, period, *(i + 1 for i in first.values())))))
+    kept = set(first.values())
+    kept.update([i for i in range(count) if i not in kept][: max(0, MIN_LAYERS - len(kept))])
+    return sorted(kept)
+
+
+def _kind(config: Any, count: int, i: int) -> tuple[Any, ...]:
+    """What is said about layer i in particular."""
+    lists = [getattr(config, name)[i] for name in _per_layer_lists(config, count)]
+    numbers = [i in numbers for name in LAYER_NUMBERS if isinstance(numbers := getattr(config, name, None), list)]
+    firsts = [i < getattr(config, name) for name in _present(config, FIRST_LAYERS)]
+    shared = [i >= count - getattr(config, name) for name in _present(config, ["num_kv_shared_layers"])]
+    return (*lists, *numbers, *firsts, *shared)
+
+
+def _per_layer_lists(config: Any, count: int) -> list[str]:
+    """Names of the lists with one entry per layer."""
+    return [
+        name
+        for name, value in vars(config).items()
+        if isinstance(value, (list, tuple))
+        and len(value) == count
+        and name not in LAYER_NUMBERS
+        and not name.endswith(("token_id", "architectures"))
+    ]

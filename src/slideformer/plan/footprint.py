@@ -1,0 +1,108 @@
+"""Bytes of every named buffer of an engine, by tier, from the code that allocates them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from slideformer.layout import FlatLayout
+from slideformer.memory.activations import ActivationStore
+from slideformer.memory.embedding import EmbeddingTable
+from slideformer.memory.gradients import GradientRing
+from slideformer.memory.head import HeadWeight
+from slideformer.memory.host import LayerState
+from slideformer.memory.window import LayerWindow
+from slideformer.plan.sizes import Sizes
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What the footprint of a model depends on.
+
+    Attributes:
+        layouts: by unit (a block, the embedding, the shell, the head), in the order of use.
+        blocks, embedding, shell, head: names of units; a tied head is the embedding.
+        vocabulary, embedding_width, hidden: rows and width of the embedding; width between blocks.
+        buffer_bytes: buffers of the model that live on the device.
+    """
+
+    layouts: Mapping[str, FlatLayout]
+    blocks: list[str]
+    embedding: str
+    shell: str
+    head: str
+    vocabulary: int
+    embedding_width: int
+    hidden: int
+    buffer_bytes: int
+
+    @property
+    def parameters(self) -> int:
+        return sum(layout.parameter_count for layout in self.layouts.values())
+
+    @property
+    def block_layouts(self) -> list[FlatLayout]:
+        return [self.layouts[name] for name in self.blocks]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Device memory that computation needs beside the named buffers, per sequence of a micro-batch and at rest.
+
+    Attributes:
+        block_bytes: backward of the hungriest block over one sequence, its recomputation included.
+        block_fixed_bytes: what does not grow with the sequences (weight gradients, workspaces).
+        inputs_bytes: masks and rotary tables of one sequence.
+        logit_bytes: per token of a head chunk, loss and gradient together.
+        workspace_bytes: what libraries keep once they have been used.
+    """
+
+    block_bytes: int
+    block_fixed_bytes: int
+    inputs_bytes: int
+    logit_bytes: int
+    workspace_bytes: int
+
+
+def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
+    """Named buffers in host memory."""
+    block = max(layout.numel for layout in model.block_layouts)
+    boundary = sizes.micro_batch_tokens * model.hidden
+    return {
+        "weights and optimizer state": sum(LayerState.bytes_needed(layout) for layout in model.layouts.values()),
+        "gradients": GradientRing.host_bytes_needed(block, sizes.gradient_slots, dtype)
+        + (model.layouts[model.head].numel + model.layouts[model.shell].numel) * dtype.itemsize,
+        "embedding rows": EmbeddingTable.host_bytes_needed(
+            model.vocabulary, model.embedding_width, sizes.step_tokens, dtype
+        ),
+        "activations": ActivationStore.host_bytes_needed(
+            sizes.host_boundaries, sizes.micro_batches, boundary, dtype.itemsize
+        ),
+    }
+
+
+def device_bytes(model: ModelSizes, work: Work, sizes: Sizes, dtype: torch.dtype) -> dict[str, dict[str, int]]:
+    """Device memory by phase and name; a phase's sum is its peak."""
+    size, n = dtype.itemsize, len(model.blocks)
+    block = max(layout.numel for layout in model.block_layouts)
+    boundary = sizes.micro_batch_tokens * model.hidden
+    rows = min(sizes.step_tokens, model.vocabulary) * model.embedding_width
+    always = {
+        "weights": LayerWindow.bytes_needed(model.block_layouts, sizes.window_depth, dtype)
+        + model.layouts[model.shell].numel * (size + 4)
+        + model.buffer_bytes,
+        "gradients": GradientRing.device_bytes_needed(block, dtype, sizes.micro_batches > 1),
+        "embedding rows": rows * size,
+        "inputs": work.inputs_bytes * sizes.micro_batches * sizes.micro_batch_size + 5 * 8 * sizes.step_tokens,
+        "libraries": work.workspace_bytes,
+        "activations": ActivationStore.device_bytes_needed(
+            n, sizes.host_boundaries, sizes.micro_batches, boundary, size
+        )
+        + sizes.micro_batches * boundary * size,
+    }
+    block_work = work.block_fixed_bytes + work.block_bytes * sizes.micro_batch_size
+    head_work = HeadWeight.bytes_needed(model.layouts[model.head].numel, dtype) + work.logit_bytes * sizes.head_chunk
+    return {
+        "head and loss": {**always, "head": head_work + boundary * size, "row gradients": rows * 4},
+        "backward": {**always, "block": block_work, "row gradients": rows * 4},
+    }

@@ -1,0 +1,51 @@
+"""What this machine has to give: memory now free, within the limits of its container."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+HOST_MARGIN = 0.05  # left to everything else when no budget is given
+DEVICE_MARGIN = 0.04  # fragmentation of the caching allocator
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Free memory in bytes; `device_bytes` is None where layers compute in host memory."""
+
+    name: str
+    host_bytes: int
+    device_bytes: int | None
+
+    @staticmethod
+    def measure(device: torch.device, root: Path = Path("/")) -> "Machine":
+        """Read what is free now.
+
+        Args:
+            root: where /proc and /sys are, for tests.
+        """
+        host = int(free_host_bytes(root) * (1 - HOST_MARGIN))
+        if device.type == "cpu":
+            return Machine("CPU", host, None)
+        free, _ = torch.cuda.mem_get_info(device)
+        return Machine(torch.cuda.get_device_name(device), host, int(free * (1 - DEVICE_MARGIN)))
+
+
+def free_host_bytes(root: Path = Path("/")) -> int:
+    """Memory this process may still take: what is available, or what its cgroup (v2 or v1) leaves, the smaller."""
+    meminfo = (root / "proc/meminfo").read_text()
+    available = int(meminfo.partition("MemAvailable:")[2].split()[0]) * 1024
+    cgroup = root / "sys/fs/cgroup"
+    limits = [
+        _room(cgroup / "memory.max", cgroup / "memory.current"),
+        _room(cgroup / "memory/memory.limit_in_bytes", cgroup / "memory/memory.usage_in_bytes"),
+    ]
+    return min([available, *(room for room in limits if room is not None)])
+
+
+def _room(limit: Path, used: Path) -> int | None:
+    try:
+        text = limit.read_text().strip()
+        return None if text == "max" else max(0, int(text) - int(used.read_text()))
+    except OSError:
+        return None

@@ -1,0 +1,194 @@
+"""The decision: sizes that fit the budgets, or a refusal that says what would."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from slideformer.errors import DoesNotFit
+from slideformer.plan.footprint import ModelSizes, Work, device_bytes, host_bytes
+from slideformer.plan.sizes import Sizes
+from slideformer.units import format_bytes
+
+TARGET_TOKENS = 8192  # of a micro-batch: enough to fill a large GPU; more only costs memory
+PREFERRED_DEPTH = 3  # one layer computes, one is ready, one arrives
+PREFERRED_SLOTS = 8  # gradients that wait for the CPU before backward does
+HEAD_CHUNK_BYTES = 640 * 2**20  # of logits that exist at once
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a step consists of; pinned choices are not None.
+
+    Attributes:
+        batch_size: sequences a step.
+        max_length: tokens of the longest.
+        clipping: whether gradients wait for their norm.
+    """
+
+    batch_size: int
+    max_length: int
+    clipping: bool
+    micro_batch_size: int | None = None
+    window_depth: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Chosen sizes, and the bytes they need.
+
+    Attributes:
+        host: bytes of host memory by name.
+        device: bytes of device memory by phase and name.
+        host_budget_bytes, device_budget_bytes: None is no limit.
+    """
+
+    sizes: Sizes
+    model: ModelSizes
+    host: dict[str, int]
+    device: dict[str, dict[str, int]]
+    host_budget_bytes: int
+    device_budget_bytes: int | None
+
+    @property
+    def host_peak_bytes(self) -> int:
+        return sum(self.host.values())
+
+    @property
+    def device_peak_bytes(self) -> int:
+        return max(sum(phase.values()) for phase in self.device.values())
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        return {
+            "parameters": self.model.parameters,
+            "sizes": asdict(self.sizes),
+            "host_bytes": {**self.host, "total": self.host_peak_bytes, "budget": self.host_budget_bytes},
+            "device_bytes": {
+                **self.device, "peak": self.device_peak_bytes, "budget": self.device_budget_bytes,
+            },
+        }  # fmt: skip
+
+
+def make_plan(
+    model: ModelSizes,
+    work: Work,
+    workload: Workload,
+    dtype: torch.dtype,
+    host_budget_bytes: int,
+    device_budget_bytes: int | None,
+    process_bytes: int,
+) -> Plan:
+    """The first of the preferred sizes that fits.
+
+    Preferred: micro-batches of about `TARGET_TOKENS`, then a window of three layers, then as many boundary activations
+    on the device as there is room for.
+
+    Args:
+        device_budget_bytes: None where layers compute in host memory; what they need is then counted there.
+        process_bytes: host memory of the process before the engine is built.
+
+    Raises:
+        DoesNotFit: with what is needed, and what would fit.
+    """
+    smallest: Plan | None = None
+    for sizes in _candidates(model, workload, dtype):
+        plan = _plan(sizes, model, work, dtype, host_budget_bytes, device_budget_bytes, process_bytes)
+        if _fits(plan):
+            return plan
+        smallest = plan
+    assert smallest is not None
+    raise _does_not_fit(smallest, workload)
+
+
+def _candidates(model: ModelSizes, workload: Workload, dtype: torch.dtype) -> list[Sizes]:
+    """Sizes from the most to the least preferred; the last needs the least."""
+    n = len(model.blocks)
+    depths = [workload.window_depth] if workload.window_depth else [PREFERRED_DEPTH, 2]
+    slots = [n] if workload.clipping else sorted({min(n, PREFERRED_SLOTS), min(n, 2)}, reverse=True)
+    chunk = _power_of_two_below(HEAD_CHUNK_BYTES // (model.vocabulary * dtype.itemsize))
+    return [
+        Sizes(
+            window_depth=min(depth, n),
+            micro_batch_size=micro,
+            micro_batches=-(-workload.batch_size // micro),
+            max_length=workload.max_length,
+            gradient_slots=slot,
+            host_boundaries=boundaries,
+            head_chunk=max(16, min(chunk, micro * workload.max_length)),
+        )
+        for slot in slots
+        for micro in _micro_batch_sizes(workload)
+        for depth in depths
+        for boundaries in range(n + 1)
+    ]
+
+
+def _micro_batch_sizes(workload: Workload) -> list[int]:
+    if workload.micro_batch_size:
+        return [workload.micro_batch_size]
+    most = max(1, min(workload.batch_size, TARGET_TOKENS // workload.max_length))
+    groups = sorted({-(-workload.batch_size // size) for size in range(1, most + 1)})
+    return [-(-workload.batch_size // count) for count in groups]  # as even as the count of groups allows
+
+
+def _plan(
+    sizes: Sizes,
+    model: ModelSizes,
+    work: Work,
+    dtype: torch.dtype,
+    host_budget_bytes: int,
+    device_budget_bytes: int | None,
+    process_bytes: int,
+) -> Plan:
+    host = {"process": process_bytes, **host_bytes(model, sizes, dtype)}
+    device = device_bytes(model, work, sizes, dtype)
+    plan = Plan(sizes, model, host, device, host_budget_bytes, device_budget_bytes)
+    if device_budget_bytes is None:
+        return replace(plan, host={**host, "computation": plan.device_peak_bytes})
+    return plan
+
+
+def _fits(plan: Plan) -> bool:
+    on_device = plan.device_budget_bytes is None or plan.device_peak_bytes <= plan.device_budget_bytes
+    return on_device and plan.host_peak_bytes <= plan.host_budget_bytes
+
+
+def _does_not_fit(plan: Plan, workload: Workload) -> DoesNotFit:
+    """The refusal, from the least demanding plan."""
+    budget = plan.device_budget_bytes
+    if budget is not None and plan.device_peak_bytes > budget:
+        pinned = [key for key in ("micro_batch_size", "window_depth") if getattr(workload, key)]
+        remedy = f"leave {' and '.join(pinned)} to the planner" if pinned else "lower max_length"
+        return DoesNotFit(
+            f"the GPU needs {format_bytes(plan.device_peak_bytes)}, and its budget is {format_bytes(budget)}; "
+            f"largest: {_largest(max(plan.device.values(), key=lambda phase: sum(phase.values())))}",
+            f"{remedy}, or give budget.gpu at least {_gib(plan.device_peak_bytes)}",
+        )
+    clipping = plan.host.get("gradients", 0) if workload.clipping else 0
+    without = f" (max_grad_norm: null saves up to {format_bytes(clipping)})" if clipping else ""
+    return DoesNotFit(
+        f"host memory needs {format_bytes(plan.host_peak_bytes)}, and its budget is "
+        f"{format_bytes(plan.host_budget_bytes)}; largest: {_largest(plan.host)}",
+        f"give budget.host at least {_gib(plan.host_peak_bytes)}{without}, or train a model of at most "
+        f"{_parameters_that_fit(plan) / 1e9:.2f}B parameters (this one has {plan.model.parameters / 1e9:.2f}B)",
+    )
+
+
+def _parameters_that_fit(plan: Plan) -> float:
+    state = plan.host["weights and optimizer state"]
+    rest = plan.host_peak_bytes - state
+    return max(0.0, plan.model.parameters * (plan.host_budget_bytes - rest) / state)
+
+
+def _largest(parts: dict[str, int]) -> str:
+    top = sorted(parts.items(), key=lambda item: -item[1])[:3]
+    return ", ".join(f"{name} {format_bytes(size)}" for name, size in top)
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{-(-size_bytes // 2**30)}GiB"
+
+
+def _power_of_two_below(value: int) -> int:
+    return 1 << max(0, value.bit_length() - 1)

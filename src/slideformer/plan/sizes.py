@@ -1,0 +1,33 @@
+"""How large an engine's parts are made: what a plan decides."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of one engine.
+
+    Attributes:
+        window_depth: layers whose weights are on the device at once.
+        micro_batch_size, micro_batches: sequences computed together, and the most of these groups in a step.
+        max_length: tokens of the longest sequence.
+        gradient_slots: gradients that may wait on the host for their update.
+        host_boundaries: layers (the first ones) whose boundary activations go to host memory.
+        head_chunk: tokens whose logits exist at once.
+    """
+
+    window_depth: int
+    micro_batch_size: int
+    micro_batches: int
+    max_length: int
+    gradient_slots: int
+    host_boundaries: int
+    head_chunk: int
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        return self.micro_batch_size * self.max_length
+
+    @property
+    def step_tokens(self) -> int:
+        return self.micro_batch_tokens * self.micro_batches

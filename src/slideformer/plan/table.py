@@ -1,0 +1,48 @@
+"""A plan as a table that is read at a glance."""
+
+from io import StringIO
+
+from rich.console import Console
+from rich.table import Table
+
+from slideformer.plan.planner import Plan
+from slideformer.units import format_bytes
+
+
+def render(plan: Plan) -> str:
+    """Plain text: what was chosen, and the bytes of each tier beside its budget."""
+    sizes, tied = plan.sizes, ""
+    batch = f"{sizes.micro_batches} x {sizes.micro_batch_size} sequences" + tied
+    kept = len(plan.model.blocks) - sizes.host_boundaries
+    lines = [
+        f"plan: {plan.model.parameters / 1e9:.3g}B parameters in {len(plan.model.blocks)} blocks, "
+        f"{sizes.window_depth} in the window; {batch} of up to {sizes.max_length} tokens a step; "
+        f"{kept} of {len(plan.model.blocks)} boundary activations stay on the device"
+    ]
+    return "\n".join([*lines, _tables(plan)])
+
+
+def _tables(plan: Plan) -> str:
+    out = StringIO()
+    console = Console(file=out, width=100, no_color=True)
+    table = Table(box=None, pad_edge=False, show_edge=False, show_footer=True)
+    for column in ("tier", "what", "bytes", "budget"):
+        table.add_column(column, justify="right" if column in ("bytes", "budget") else "left")
+    if plan.device_budget_bytes is not None:
+        _add_tier(table, *_device_tier(plan), plan.device_peak_bytes, plan.device_budget_bytes)
+    _add_tier(table, "host", plan.host, plan.host_peak_bytes, plan.host_budget_bytes)
+    console.print(table)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+
+
+def _device_tier(plan: Plan) -> tuple[str, dict[str, int]]:
+    phase = max(plan.device, key=lambda name: sum(plan.device[name].values()))
+    return f"GPU, {phase}", plan.device[phase]
+
+
+def _add_tier(table: Table, tier: str, parts: dict[str, int], total: int, budget: int) -> None:
+    for name, size in parts.items():
+        if size:
+            table.add_row(tier, name, format_bytes(size), "")
+            tier = ""
+    table.add_row("", "total", format_bytes(total), format_bytes(budget), end_section=True)

@@ -1,0 +1,69 @@
+"""The run as a person watches it: one live line in a terminal, plain lines in a file."""
+
+from collections import deque
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from slideformer.metrics import StepStats
+from slideformer.units import format_bytes, format_seconds
+
+RECENT_STEPS = 20  # the time left follows the last steps: the first ones warm up
+WIDE_COLUMNS = 100  # a narrower terminal has no room for the bar
+
+
+class ProgressLine:
+    """Shows each step; use it as a context manager, so that the terminal is left as it was.
+
+    Args:
+        total_steps: the last step's number.
+        done_steps: steps of an earlier run, when this one resumes.
+        logging_steps: steps between two plain lines; the live line shows every step.
+        console: where to write; None: standard output.
+    """
+
+    def __init__(self, total_steps: int, done_steps: int = 0, logging_steps: int = 1, console: Console | None = None):
+        self._total_steps = total_steps
+        self._logging_steps = logging_steps
+        self._console = console or Console()
+        self._recent_seconds: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._live = _live_line(self._console) if self._console.is_terminal else None
+        if self._live:
+            self._task = self._live.add_task("", total=total_steps, completed=done_steps, summary="starting")
+
+    def update(self, stats: StepStats) -> None:
+        """Show `stats`, the step that just ended."""
+        self._recent_seconds.append(stats.seconds)
+        if self._live:
+            self._live.update(self._task, completed=stats.step, summary=self._summary(stats))
+        elif stats.step % self._logging_steps == 0 or stats.step == self._total_steps:
+            self._console.print(f"step {stats.step}/{self._total_steps}  {self._summary(stats)}", soft_wrap=True)
+
+    def _summary(self, stats: StepStats) -> str:
+        seconds_a_step = sum(self._recent_seconds) / len(self._recent_seconds)
+        parts = [  # a narrow terminal cuts the end
+            f"loss {stats.loss:.4f}",
+            f"norm {stats.grad_norm:.3g}",
+            f"{stats.tokens_per_second:,.0f} tok/s",
+            f"{format_seconds(seconds_a_step * (self._total_steps - stats.step))} left",
+            f"GPU {format_bytes(stats.gpu_peak_bytes)}" if stats.gpu_peak_bytes else "",
+            f"host {format_bytes(stats.host_peak_bytes)}",
+        ]
+        return "  ".join(filter(None, parts))
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        if self._live:
+            self._live.stop()
+
+
+def _live_line(console: Console) -> Progress:
+    text = TextColumn("{task.completed}/{task.total}  {task.fields[summary]}", markup=False)
+    columns = (BarColumn(bar_width=16), text) if console.width >= WIDE_COLUMNS else (text,)
+    return Progress(*columns, console=console)

@@ -1,0 +1,283 @@
+"""The run: data, model, plan, engine, loop, saved model."""
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slideformer.config import Config
+from slideformer.data.batches import Batch, BatchStream
+from slideformer.data.examples import DataReport, Example, make_examples
+from slideformer.data.source import read_records
+from slideformer.engine.engine import Engine, StepResult
+from slideformer.engine.measure import measure_work, model_sizes
+from slideformer.engine.parity import check_parity
+from slideformer.engine.random_weights import random_weights
+from slideformer.errors import ConfigError, NonFinite
+from slideformer.kernels.liger import apply_liger, choose_kernels
+from slideformer.metrics import MetricsLog, StepStats, host_peak_bytes
+from slideformer.models.architecture import Decoder, build_on_meta
+from slideformer.models.hub import read_config, resolve
+from slideformer.models.stream_in import stream_in
+from slideformer.models.stream_out import stream_out
+from slideformer.optim.adamw import AdamWStep
+from slideformer.optim.lr import learning_rate_at, total_steps, warmup_step_count
+from slideformer.plan.machine import Machine
+from slideformer.plan.planner import Plan, Workload, make_plan
+from slideformer.plan.table import render
+from slideformer.progress import ProgressLine
+from slideformer.units import format_bytes
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything known before memory is taken: what `plan` shows and `train` runs."""
+
+    config: Config
+    model_path: Path
+    model_config: Any
+    examples: list[Example]
+    report: DataReport
+    pad_id: int
+    decoder: Decoder
+    dtype: torch.dtype
+    kernels: str
+    plan: Plan
+
+    @property
+    def steps(self) -> int:
+        per_epoch = -(-len(self.examples) // self.config.batch_size)
+        return total_steps(self.config.max_steps, self.config.num_train_epochs, per_epoch)
+
+
+def prepare(config: Config) -> Job:
+    """Read data and model configuration, measure the machine, and plan; nothing large is allocated.
+
+    Raises:
+        ConfigError, DataError, UnsupportedModel, DoesNotFit: whatever stands in the way, before minutes of loading.
+    """
+    device, dtype = _device_and_dtype(config)
+    path = resolve(config.model, config.trust_remote_code)
+    model_config = read_config(path, config.trust_remote_code)
+    kernels = choose_kernels(config.kernels, device.type)
+    attention = config.attn_implementation
+    customize = apply_liger if kernels == "liger" else None
+    decoder = Decoder(model_config, device, attention, customize, config.trust_remote_code)
+    examples, report, pad_id = _read_data(config, path, decoder.vocabulary)
+    plan = _plan(config, decoder, dtype, longest=max(len(example.input_ids) for example in examples))
+    return Job(config, path, model_config, examples, report, pad_id, decoder, dtype, kernels, plan)
+
+
+def plan_for(config: Config) -> Plan:
+    """The plan of a run, without running it."""
+    return prepare(config).plan
+
+
+class Trainer:
+    """Runs one configuration from data to saved model."""
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    def train(self) -> None:
+        """Train, write `metrics.jsonl` and a Hugging Face model directory to `output_dir`.
+
+        Raises:
+            SlideFormerError: see `prepare`; NonFinite if a loss or gradient is, and then nothing is saved.
+        """
+        config = self.config
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        job = prepare(config)
+        print(job.report)
+        if config.parity_check:
+            print(check_parity(job.model_config, config.trust_remote_code))
+        print(render(job.plan))
+        with Engine(job.decoder, job.plan.sizes, job.dtype) as engine:
+            _load(engine, job)
+            self._loop(engine, job)
+            save(engine, job, config.output_dir)
+        print(_predicted_against_measured(job.plan, engine))
+
+    def _loop(self, engine: Engine, job: Job) -> None:
+        config = self.config
+        stream = BatchStream(
+            job.examples, config.batch_size, shuffle=config.data.shuffle, seed=config.seed, pad_id=job.pad_id
+        )
+        with MetricsLog(config.output_dir / "metrics.jsonl") as log, ProgressLine(
+            job.steps, logging_steps=config.logging_steps
+        ) as progress:  # fmt: skip
+            recorder = Recorder(engine, log, progress)
+            for step in range(1, job.steps + 1):
+                batch = stream.at(step - 1)
+                with _explained(engine, step, recorder.batch, batch):
+                    hyper = _hyper(config, job.steps, step)
+                    recorder.add(step, hyper, batch, engine.train_step(batch, hyper, config.max_grad_norm))
+                    if config.save_steps and step % config.save_steps == 0 and step < job.steps:
+                        recorder.finish()
+                        save(engine, job, config.output_dir / f"checkpoint-{step}")
+            with _explained(engine, job.steps, recorder.batch, recorder.batch):
+                recorder.finish()
+
+
+class Recorder:
+    """Turns step results into records one step late, so that reading a number never holds the engine up."""
+
+    def __init__(self, engine: Engine, log: MetricsLog, progress: ProgressLine):
+        self._engine, self._log, self._progress = engine, log, progress
+        self._waiting: tuple[int, AdamWStep, Batch, StepResult, float] | None = None
+        self._last = time.perf_counter()
+
+    @property
+    def batch(self) -> Batch | None:
+        """The batch of the step whose result has not been read."""
+        return self._waiting[2] if self._waiting else None
+
+    def add(self, step: int, hyper: AdamWStep, batch: Batch, result: StepResult) -> None:
+        self._write()
+        self._waiting = (step, hyper, batch, result, self._lap())
+
+    def finish(self) -> None:
+        """Read what is left, after the engine's last update."""
+        self._engine.drain()
+        if self._waiting:
+            *waiting, seconds = self._waiting
+            self._waiting = (*waiting, seconds + self._lap())
+        self._write()
+
+    def _write(self) -> None:
+        if self._waiting is None:
+            return
+        step, hyper, batch, result, seconds = self._waiting
+        loss, norm = result.loss, result.grad_norm
+        gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+        stats = StepStats(
+            step, loss, norm, hyper.learning_rate, batch.tokens, batch.trained_tokens, seconds,
+            batch.tokens / seconds, gpu, host_peak_bytes(),
+        )  # fmt: skip
+        self._waiting = None
+        self._log.write(stats)
+        self._progress.update(stats)
+
+
+    def _lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+
+def save(engine: Engine, job: Job, directory: Path) -> None:
+    """Write the model as a Hugging Face directory, in the dtype it computes in."""
+    model = build_on_meta(job.model_config, None, job.config.trust_remote_code)
+    stream_out(
+        directory, model, job.model_config, engine.weights(job.dtype), dtype=job.dtype, tokenizer_from=job.model_path
+    )
+    print(f"saved {directory}")
+
+
+def export(source: Path, out: Path, dtype: str) -> None:
+    """Copy a saved model in another dtype ("bf16" or "fp32")."""
+    path = resolve(str(source))
+    config = read_config(path)
+    model = build_on_meta(config)
+    names = {name: [name] for name, _ in model.named_parameters()}
+    stream_out(Path(out), model, config, stream_in(path, model, names), dtype=DTYPES[dtype], tokenizer_from=path)
+    print(f"saved {out}")
+
+
+def _device_and_dtype(config: Config) -> tuple[torch.device, torch.dtype]:
+    has_gpu = torch.cuda.is_available()
+    if config.device == "cuda" and not has_gpu:
+        raise ConfigError("device: cuda, but PyTorch sees no GPU", "check the driver, or set device: cpu")
+    device = torch.device("cuda" if has_gpu and config.device != "cpu" else "cpu")
+    if config.compute_dtype == "auto":
+        return device, torch.float32 if device.type == "cpu" else torch.bfloat16
+    return device, DTYPES[config.compute_dtype]
+
+
+def _read_data(config: Config, model_path: Path, vocabulary: int) -> tuple[list[Example], DataReport, int]:
+    tokenizer = _tokenizer(model_path, config.trust_remote_code)
+    examples, report = make_examples(
+        read_records(config.data.path),
+        tokenizer,
+        max_length=config.max_length,
+        too_long=config.too_long,
+        vocab_size=vocabulary,
+    )
+    return examples, report, (tokenizer.pad_token_id or 0) if tokenizer else 0
+
+
+def _tokenizer(model_path: Path, trust_remote_code: bool) -> Any:
+    """The model's tokenizer; None where it has none, which tokenized records do not need."""
+    from transformers import AutoTokenizer
+
+    if not any((model_path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        return None
+    return AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+
+
+def _plan(config: Config, decoder: Decoder, dtype: torch.dtype, longest: int) -> Plan:
+    machine = Machine.measure(decoder.device)
+    workload = Workload(
+        config.batch_size, longest, config.max_grad_norm is not None, config.micro_batch_size, config.window_depth
+    )
+    host = config.budget.host_bytes or machine.host_bytes
+    gpu = machine.device_bytes and (config.budget.gpu_bytes or machine.device_bytes)
+    work = measure_work(decoder, longest, dtype)
+    return make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, process_bytes=_resident_bytes())
+
+
+def _load(engine: Engine, job: Job) -> None:
+    started = time.perf_counter()
+    if job.config.init == "random":
+        engine.load(random_weights(engine, job.model_config, job.config.seed))
+    else:
+        model = build_on_meta(job.model_config, None, job.config.trust_remote_code)
+        engine.load(stream_in(job.model_path, model, engine.parameter_groups()))
+    print(f"loaded {job.plan.model.parameters / 1e9:.3g}B parameters in {time.perf_counter() - started:.1f} s")
+
+
+def _hyper(config: Config, steps: int, step: int) -> AdamWStep:
+    rate = learning_rate_at(
+        step - 1,
+        schedule=config.lr_scheduler_type,
+        learning_rate=config.learning_rate,
+        warmup_steps=warmup_step_count(config.warmup_steps, config.warmup_ratio, steps),
+        total_steps=steps,
+    )
+    return AdamWStep(
+        rate, config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.weight_decay, step
+    )  # fmt: skip
+
+
+@contextmanager
+def _explained(engine: Engine, step: int, earlier: Batch | None, batch: Batch | None) -> Iterator[None]:
+    """Say which records and which layer made a step not finite; it may be the step before the one just asked for."""
+    try:
+        yield
+    except NonFinite as error:
+        for candidate in filter(None, (earlier, batch)):
+            place = engine.find_non_finite(candidate)
+            records = ", ".join(map(str, candidate.indices[:8]))
+            raise NonFinite(f"{error.message}; {place}; records of the batch: {records}", error.hint) from error
+        raise
+
+
+def _predicted_against_measured(plan: Plan, engine: Engine) -> str:
+    lines = [f"host: predicted {format_bytes(plan.host_peak_bytes)}, measured {format_bytes(host_peak_bytes())}"]
+    if plan.device_budget_bytes is not None:
+        peak = torch.cuda.max_memory_allocated()
+        lines.append(f"GPU: predicted {format_bytes(plan.device_peak_bytes)}, measured {format_bytes(peak)}")
+    return "; ".join(lines)
+
+
+def _resident_bytes() -> int:
+    """Host memory of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
