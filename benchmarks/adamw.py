@@ -24,7 +24,7 @@ from slideformer.optim.threads import cpu_threads
 from slideformer.units import parse_bytes
 
 OUR_BYTES, TORCH_BYTES = 26, 28  # memory traffic per parameter
-HYPER = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
+HYPER = AdamWStep(learning_rate=1e-4, beta1=0.9, beta2=0.999, epsilon=1e-8, weight_decay=0.01, step=1)
 
 
 def our_step(parameters: int, threads: int) -> Callable[[], None]:
@@ -32,14 +32,21 @@ def our_step(parameters: int, threads: int) -> Callable[[], None]:
     split(torch.randn(parameters), hi, lo, threads)
     adam = LayerAdam(hi, lo, torch.zeros(parameters), torch.zeros(parameters), [(0, parameters, True)], threads)
     grad = torch.randn(parameters).bfloat16()
-    hyper = AdamWStep(HYPER["lr"], *HYPER["betas"], HYPER["eps"], HYPER["weight_decay"], step=1)
-    return lambda: adam.step(grad, hyper)
+    return lambda: adam.step(grad, HYPER)
 
 
 def torch_step(parameters: int) -> Callable[[], None]:
     parameter = torch.nn.Parameter(torch.randn(parameters))
     parameter.grad = torch.randn(parameters)
-    return torch.optim.AdamW([parameter], fused=True, **HYPER).step
+    optimizer = torch.optim.AdamW(
+        [parameter],
+        lr=HYPER.learning_rate,
+        betas=(HYPER.beta1, HYPER.beta2),
+        eps=HYPER.epsilon,
+        weight_decay=HYPER.weight_decay,
+        fused=True,
+    )
+    return optimizer.step
 
 
 def seconds(step: Callable[[], object]) -> float:
@@ -51,7 +58,8 @@ def seconds(step: Callable[[], object]) -> float:
 def compare(parameters: int, threads: int, rounds: int) -> dict[str, float]:
     torch.set_num_threads(threads)
     ours, theirs = our_step(parameters, threads), torch_step(parameters)
-    ours(), theirs()  # first touch, thread pools
+    for warm_up in (ours, theirs):  # first touch, thread pools
+        warm_up()
     pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
     our_rate, torch_rate = (parameters / statistics.median(column) for column in zip(*pairs, strict=True))
     return {

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from slideformer.data.chat import IGNORED, Tokens, encode
@@ -76,6 +77,11 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: PreTrained
     assert "rewrites" in error.message and "message 3" in error.message and "generation" in error.hint
 
 
+def test_a_prompt_that_opens_what_the_answer_does_not_is_refused(tokenizer: PreTrainedTokenizerFast):
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("assistant\n{% endif", "assistant\n<think>{% endif")
+    assert "rewrites" in error_of(tokenizer, "messages", messages=TURNS).message
+
+
 def test_a_template_may_refuse_a_conversation(tokenizer: PreTrainedTokenizerFast):
     tokenizer.chat_template = ALTERNATING
     error = error_of(tokenizer, "messages", messages=[TURNS[1], TURNS[3], TURNS[4]])
@@ -109,6 +115,14 @@ def test_text_is_trained_whole(tokenizer: PreTrainedTokenizerFast):
 
 def test_an_end_of_sequence_that_is_there_is_not_doubled(tokenizer: PreTrainedTokenizerFast):
     tokens = encode(record("completion", prompt="two", completion=" four</s>"), tokenizer)
+    assert trained_text(tokenizer, tokens) == " four</s>"
+
+
+def test_an_end_of_sequence_the_tokenizer_adds_is_trained(tokenizer: PreTrainedTokenizerFast):
+    ends = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", tokenizer.eos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = ends
+    tokens = encode(record("completion", prompt="two", completion=" four"), tokenizer)
+    assert tokens.input_ids.count(tokenizer.eos_token_id) == 1
     assert trained_text(tokenizer, tokens) == " four</s>"
 
 

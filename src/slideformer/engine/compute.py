@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slideformer.kernels.cross_entropy import cross_entropy_sum
+from slideformer.kernels.cross_entropy import cross_entropy
 from slideformer.memory.gradients import Accumulator
 from slideformer.models.architecture import Decoder
 from slideformer.models.stand_ins import DecoderInputs
@@ -116,11 +116,12 @@ def head_loss_and_gradient(
         hidden = flat.index_select(0, positions).unsqueeze(1).requires_grad_()
         with torch.enable_grad():
             logits = decoder.logits(hidden, weight, weight_gradient, leaves).flatten(0, 1)
-            share = cross_entropy_sum(logits, targets, 1.0 / trained_tokens)
-        d_hidden, *gradients = torch.autograd.grad(share, [hidden, *leaves.values()], allow_unused=True)
+        share, d_logits = cross_entropy(logits, targets, 1.0 / trained_tokens)
+        d_hidden, *gradients = torch.autograd.grad(logits, [hidden, *leaves.values()], d_logits, allow_unused=True)
+        del logits, d_logits  # before the next chunk's exist
         dx.index_copy_(0, positions, d_hidden.squeeze(1))
         into.add(gradients)
-        loss.add_(share.detach())
+        loss.add_(share)
     return dx.view_as(x)
 
 
@@ -139,7 +140,7 @@ def head_loss(
     with torch.no_grad():
         for positions, targets in zip(batch.positions.split(chunk), batch.targets.split(chunk), strict=True):
             logits = decoder.logits(flat.index_select(0, positions).unsqueeze(1), weight, None, shell).flatten(0, 1)
-            loss.add_(cross_entropy_sum(logits, targets, 1.0 / trained_tokens))
+            loss.add_(cross_entropy(logits, targets, 1.0 / trained_tokens)[0])
 
 
 def as_leaves(weights: Weights) -> dict[str, Tensor]:

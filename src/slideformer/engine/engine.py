@@ -10,6 +10,7 @@ from slideformer.engine import diagnose, evaluate
 from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, Machinery, StepResult
 from slideformer.engine.step import train_step
 from slideformer.errors import EngineFailed
+from slideformer.kernels.attention import preferred_attention
 from slideformer.layout import FlatLayout
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.models.architecture import Decoder
@@ -67,7 +68,8 @@ class Engine:
         self._refuse_after_failure()
         try:
             micro_batches = batch.split(self.sizes.micro_batch_size)
-            self._pending = train_step(self._machinery, micro_batches, hyper, max_norm)
+            with preferred_attention(self.lanes.device):
+                self._pending = train_step(self._machinery, micro_batches, hyper, max_norm)
             return self._pending
         except BaseException as error:
             self._failure = error
@@ -86,7 +88,8 @@ class Engine:
     def evaluate(self, batch: Batch) -> float:
         """Mean negative log-likelihood of a batch's trained tokens, forward only; leaves no trace on training."""
         self.drain()
-        return evaluate.loss(self._machinery, batch.split(self.sizes.micro_batch_size))
+        with preferred_attention(self.lanes.device):
+            return evaluate.loss(self._machinery, batch.split(self.sizes.micro_batch_size))
 
     def find_non_finite(self, batch: Batch) -> str:
         """Where a batch's forward, or the weights, first stop being finite, in words; for a step that failed."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from slideformer.engine import compute
 from slideformer.engine.engine import layouts
 from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL
+from slideformer.kernels.attention import preferred_attention
 from slideformer.layout import FlatLayout
 from slideformer.memory.gradients import Accumulator
 from slideformer.models.architecture import Decoder
@@ -42,8 +43,9 @@ def measure_work(decoder: Decoder, length: int, dtype: torch.dtype) -> Work:
         return _estimate_on_cpu(decoder, length, dtype)
     before = torch.cuda.memory_allocated(decoder.device)
     kinds = block_kinds(decoder)
-    _run_block(decoder, kinds[0], 1, min(length, 128), dtype)()  # libraries allocate their workspaces now
-    _run_head(decoder, dtype, 16)()
+    for warm_up in (_run_block(decoder, kinds[0], 1, length, dtype), _run_head(decoder, dtype, 16)):
+        _peak_bytes(warm_up)  # libraries allocate their workspaces now
+    del warm_up
     torch.accelerator.synchronize()
     workspace = torch.cuda.memory_allocated(decoder.device) - before
     one, two = (max(_peak_bytes(_run_block(decoder, i, b, length, dtype)) for i in kinds) for b in (1, 2))
@@ -56,7 +58,8 @@ def _peak_bytes(work: Callable[[], object]) -> int:
     torch.accelerator.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    work()
+    with preferred_attention(torch.device("cuda")):
+        work()
     torch.accelerator.synchronize()
     return torch.cuda.max_memory_allocated() - before
 

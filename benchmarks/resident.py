@@ -1,0 +1,62 @@
+"""The baseline: everything on the GPU, Liger kernels, full recomputation, fused AdamW over an fp32 master."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM
+
+from slideformer.kernels.attention import preferred_attention
+
+GROUP_ELEMENTS = 500_000_000  # gradients cast to fp32 at a time
+
+
+def build(config: Any, recompute: bool = True) -> Callable[[Tensor], Tensor]:
+    """A function that takes token ids [b, t], trains one step and returns the loss."""
+    from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
+
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").train()
+    _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=True)
+    if recompute:
+        for block in model.model.layers:
+            block.forward = _recomputed(block.forward)
+    groups = _groups(list(model.parameters()))
+    state = [[[p.detach().float() for p in group]] + [[torch.zeros_like(p, dtype=torch.float32) for p in group] for _ in range(2)] for group in groups]  # fmt: skip
+    steps = [[torch.zeros((), device="cuda") for _ in group] for group in groups]
+
+    def step(ids: Tensor, micro_batches: int = 1) -> Tensor:
+        total = torch.zeros((), device="cuda")
+        with preferred_attention(ids.device):
+            for part in ids.chunk(micro_batches):
+                loss = model(input_ids=part, labels=part, use_cache=False).loss / micro_batches
+                loss.backward()
+                total += loss.detach()
+        for group, (master, exp_avg, exp_avg_sq), counts in zip(groups, state, steps, strict=True):
+            gradients = [p.grad.float() for p in group]
+            torch._foreach_add_(counts, 1)
+            torch._fused_adamw_(
+                master, gradients, exp_avg, exp_avg_sq, [], counts, lr=1e-5, beta1=0.9, beta2=0.999,
+                weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
+            )  # fmt: skip
+            torch._foreach_copy_([p.detach() for p in group], master)
+            for p in group:
+                p.grad = None
+        return total
+
+    return step
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def _groups(parameters: list[Tensor]) -> list[list[Tensor]]:
+    groups: list[list[Tensor]] = [[]]
+    for parameter in parameters:
+        if sum(p.numel() for p in groups[-1]) > GROUP_ELEMENTS:
+            groups.append([])
+        groups[-1].append(parameter)
+    return groups

@@ -1,0 +1,168 @@
+"""Tokens per second of a training step: the sliding engine beside resident training of the same shape, in one run.
+
+    python benchmarks/step.py --shape qwen3-4b --sequences 8 32 --gpu-budget 8GiB --json out.json
+
+Each case runs in a process of its own, so that peaks are its own. Wall time from the first counted step to a full drain.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+import transformers
+from shapes import SHAPES
+
+from slideformer.metrics import host_peak_bytes
+from slideformer.units import GIB, parse_bytes
+
+
+def sliding(case: dict[str, Any]) -> dict[str, Any]:
+    """Train a random model through the engine."""
+    from slideformer.data.batches import collate
+    from slideformer.data.examples import Example
+    from slideformer.engine.engine import Engine
+    from slideformer.engine.measure import measure_work, model_sizes
+    from slideformer.engine.random_weights import random_weights
+    from slideformer.kernels.liger import apply_liger
+    from slideformer.models.architecture import Decoder
+    from slideformer.optim.adamw import AdamWStep
+    from slideformer.plan.machine import Machine
+    from slideformer.plan.planner import Workload, make_plan
+    from slideformer.plan.table import render
+    from slideformer.trainer import _resident_bytes
+
+    config, length, sequences = SHAPES[case["shape"]](), case["length"], case["sequences"]
+    device = torch.device("cuda")
+    decoder = Decoder(config, device, "sdpa", apply_liger)
+    workload = Workload(sequences, length, case["clip"], case["micro_batch_size"], case["window_depth"])
+    machine = Machine.measure(device)
+    gpu = parse_bytes(case["gpu_budget"]) if case["gpu_budget"] else machine.device_bytes
+    if case["gpu_budget"]:
+        torch.cuda.set_per_process_memory_fraction(gpu / torch.cuda.get_device_properties(0).total_memory)
+    work = measure_work(decoder, length, torch.bfloat16)
+    plan = make_plan(model_sizes(decoder), work, workload, torch.bfloat16, machine.host_bytes, gpu, _resident_bytes())
+    print(render(plan), file=sys.stderr)
+
+    def batch(step: int):
+        g = torch.Generator().manual_seed(step)
+        ids = torch.randint(0, config.vocab_size, (sequences, length), generator=g, dtype=torch.int32)
+        return collate([Example(k, row, row) for k, row in enumerate(ids)], 0)
+
+    started = time.perf_counter()
+    with Engine(decoder, plan.sizes, torch.bfloat16) as engine:
+        engine.load(random_weights(engine, config, 0))
+        torch.cuda.empty_cache()
+        loading = time.perf_counter() - started
+        torch.cuda.reset_peak_memory_stats()
+        results, seconds = [], []
+        for step in range(1, case["warm_up"] + case["steps"] + 1):
+            if step == case["warm_up"] + 1:
+                engine.drain()
+                begin = time.perf_counter()
+            hyper = AdamWStep(1e-5, 0.9, 0.999, 1e-8, 0.0, step)
+            t = time.perf_counter()
+            results.append(engine.train_step(batch(step), hyper, 1.0 if case["clip"] else None))
+            seconds.append(time.perf_counter() - t)
+        engine.drain()
+        elapsed = time.perf_counter() - begin
+        optimizer = results[-1].optimizer_seconds
+        return {
+            "tokens_per_second": case["steps"] * sequences * length / elapsed,
+            "step_seconds": elapsed / case["steps"],
+            "optimizer_seconds": optimizer,
+            "gparam_per_second": plan.model.parameters / 1e9 / optimizer,
+            "gpu_allocated_gib": torch.cuda.max_memory_allocated() / GIB,
+            "gpu_reserved_gib": torch.cuda.max_memory_reserved() / GIB,
+            "gpu_planned_gib": plan.device_peak_bytes / GIB,
+            "host_peak_gib": host_peak_bytes() / GIB,
+            "host_planned_gib": plan.host_peak_bytes / GIB,
+            "loading_seconds": loading,
+            "losses": [results[0].loss, results[-1].loss],
+            "plan": plan.as_json()["sizes"],
+        }
+
+
+def resident(case: dict[str, Any]) -> dict[str, Any]:
+    """Train the same shape with everything on the GPU."""
+    import resident as baseline
+
+    torch.manual_seed(0)
+    config = SHAPES[case["shape"]]()
+    step = baseline.build(config, recompute=case["recompute"])
+    torch.cuda.reset_peak_memory_stats()
+    micro = max(1, case["sequences"] // (case["micro_batch_size"] or 8))
+    losses = []
+    for k in range(case["warm_up"] + case["steps"]):
+        if k == case["warm_up"]:
+            torch.cuda.synchronize()
+            begin = time.perf_counter()
+        ids = torch.randint(0, config.vocab_size, (case["sequences"], case["length"])).cuda()
+        losses.append(step(ids, micro))
+    torch.cuda.synchronize()
+    elapsed = time.perf_counter() - begin
+    return {
+        "tokens_per_second": case["steps"] * case["sequences"] * case["length"] / elapsed,
+        "step_seconds": elapsed / case["steps"],
+        "gpu_allocated_gib": torch.cuda.max_memory_allocated() / GIB,
+        "gpu_reserved_gib": torch.cuda.max_memory_reserved() / GIB,
+        "host_peak_gib": host_peak_bytes() / GIB,
+        "losses": [float(losses[0]), float(losses[-1])],
+    }
+
+
+def run_case(case: dict[str, Any]) -> dict[str, Any]:
+    """One case in a fresh process; an error is part of the result."""
+    command = [sys.executable, __file__, "--case", json.dumps(case)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=case["timeout"])
+    lines = done.stdout.strip().splitlines()
+    result = json.loads(lines[-1]) if done.returncode == 0 else {"error": f"exit {done.returncode}"}
+    print(_row(case, result), flush=True)
+    return {**case, **result}
+
+
+def _row(case: dict[str, Any], r: dict[str, Any]) -> str:
+    name = f"{case['system']:<9} {case['sequences']:>3} x {case['length']} budget {case['gpu_budget'] or '-':<6} clip {case['clip']:d}"
+    if "error" in r:
+        return f"{name}  {r['error']}"
+    text = f"{name}  {r['tokens_per_second']:>8,.0f} tok/s  GPU {r['gpu_allocated_gib']:.2f} GiB"
+    if "gpu_planned_gib" in r:
+        text += f" (plan {r['gpu_planned_gib']:.2f})  host {r['host_peak_gib']:.1f} GiB (plan {r['host_planned_gib']:.1f})"
+        text += f"  AdamW {r['gparam_per_second']:.2f} Gparam/s, {r['optimizer_seconds']:.2f} of {r['step_seconds']:.2f} s"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", default="qwen3-4b", choices=SHAPES)
+    parser.add_argument("--sequences", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--warm-up", type=int, default=2)
+    parser.add_argument("--gpu-budget")
+    parser.add_argument("--micro-batch-size", type=int)
+    parser.add_argument("--window-depth", type=int)
+    parser.add_argument("--clip", action="store_true")
+    parser.add_argument("--systems", nargs="+", default=["sliding", "resident"])
+    parser.add_argument("--json")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        case = json.loads(arguments.case)
+        print(json.dumps({"sliding": sliding, "resident": resident}[case["system"]](case)))
+        return
+    shared = {k: v for k, v in vars(arguments).items() if k not in ("sequences", "systems", "json", "case")}
+    cases = [{**shared, "system": s, "sequences": n, "recompute": True, "timeout": 300} for n in arguments.sequences for s in arguments.systems]  # fmt: skip
+    results = [run_case(case) for case in cases]
+    if arguments.json:
+        machine = {"gpu": torch.cuda.get_device_name(), "cpu": platform.processor(), "torch": torch.__version__, "transformers": transformers.__version__}  # fmt: skip
+        with open(arguments.json, "w") as file:
+            json.dump({"command": sys.argv, "machine": machine, "results": results}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Training data that every Python brings along: docstring -> function, from its own standard library."""
+
+import ast
+import json
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_DOCSTRING_CHARACTERS, MAX_CODE_CHARACTERS = 240, 400  # short pairs: a step of a few takes seconds on two cores
+MIN_CODE_LINES = 2  # beside the signature, so that there is something to learn
+SKIPPED_DIRECTORIES = {"test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data", "site-packages", "dist-packages"}
+HELD_OUT_EVERY = 20
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One function of the standard library.
+
+    Attributes:
+        name: module path and function, such as "textwrap.py:dedent".
+        request: what the user asks.
+        answer: the function without its docstring, in a code fence.
+    """
+
+    name: str
+    request: str
+    answer: str
+
+    def as_record(self) -> dict[str, list[dict[str, str]]]:
+        turns = (("user", self.request), ("assistant", self.answer))
+        return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def write_pairs(path: Path) -> tuple[int, Pair]:
+    """Write the training pairs as JSONL of `messages`; returns their number and a pair that was held out."""
+    training, held_out = split(list(find_pairs(Path(sysconfig.get_path("stdlib")))))
+    path.write_text("".join(json.dumps(pair.as_record()) + "\n" for pair in training), encoding="utf-8")
+    return len(training), held_out[0]
+
+
+def split(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
+    """Every twentieth pair is held out; pairs that ask the same thing as one of those are dropped."""
+    held_out = pairs[::HELD_OUT_EVERY]
+    asked = {pair.request for pair in held_out}
+    return [pair for pair in pairs if pair.request not in asked], held_out
+
+
+def find_pairs(root: Path) -> Iterator[Pair]:
+    """Short documented module-level functions of all modules under `root`, in the order of their paths."""
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if SKIPPED_DIRECTORIES.isdisjoint(relative.parts):
+            try:
+                source = path.read_text(encoding="utf-8")
+                tree = ast.parse(source)
+            except (OSError, ValueError, SyntaxError):  # a few files are not UTF-8 or not Python on purpose
+                continue
+            yield from _pairs_of_module(relative.as_posix(), source, tree)
+
+
+def _pairs_of_module(module: str, source: str, tree: ast.Module) -> Iterator[Pair]:
+    lines = source.splitlines()
+    for function in tree.body:
+        if isinstance(function, ast.FunctionDef) and not function.name.startswith("_"):
+            docstring = ast.get_docstring(function)
+            if docstring and docstring.isascii() and len(docstring) <= MAX_DOCSTRING_CHARACTERS:
+                code = _without_docstring(function, lines)
+                if len(code) <= MAX_CODE_CHARACTERS and len(function.body) > 1 and code.count("\n") >= MIN_CODE_LINES:
+                    request = f"Write a Python function `{function.name}({ast.unparse(function.args)})`.\n\n{docstring}"
+                    yield Pair(f"{module}:{function.name}", request, f"```python\n{code}\n```")
+
+
+def _without_docstring(function: ast.FunctionDef, lines: list[str]) -> str:
+    """The function's lines but for those of its docstring (sliced: `ast.get_source_segment` is slow)."""
+    docstring = function.body[0]
+    assert docstring.end_lineno is not None and function.end_lineno is not None
+    kept = lines[function.lineno - 1 : docstring.lineno - 1] + lines[docstring.end_lineno : function.end_lineno]
+    return "\n".join(kept).strip()
