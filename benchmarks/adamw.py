@@ -88,7 +88,7 @@ def main() -> None:
         results.append(result)
         print("{:7d} {:14.3f} {:6.1f} {:15.3f} {:6.1f} {:11.2f}x".format(*result.values()))
     if args.json:
-        run = {"isa": _core.selected_isa(), "torch": torch.__version__, "processor": platform.processor()}
+        run = {"isa": _core.selected_isa(), "torch": torch.__version__, "machine": platform.machine()}
         args.json.write_text(json.dumps(run | {"parameters": args.parameters, "results": results}, indent=1))
 
 

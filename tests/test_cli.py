@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +23,9 @@ class FakePlan:
 
     def __str__(self) -> str:
         return "a table"
+
+    def as_json(self) -> dict[str, int]:
+        return asdict(self)
 
 
 @pytest.fixture
@@ -131,6 +134,14 @@ def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, config_fi
 def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, config_file: str):
     raise_from_trainer(monkeypatch, KeyboardInterrupt())
     assert main(["plan", config_file]) == 130
+
+
+def test_a_reader_that_has_seen_enough_ends_the_program_quietly():
+    script = "import sys; from slideformer.cli import main; sys.exit(main(['plan', '/dev/null']))"
+    script = script.replace("sys.exit", "import slideformer.cli as cli; cli.load_config = broken; sys.exit")
+    script = "def broken(*_):\n    raise BrokenPipeError\n" + script
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (141, "")
 
 
 def test_no_command_prints_help(capsys: pytest.CaptureFixture[str]):

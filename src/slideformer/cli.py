@@ -10,7 +10,6 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from pydantic_core import PydanticUndefined
@@ -33,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells report it
+    except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit fails again
+        return 141  # 128 + SIGPIPE
     except SlideFormerError as error:
         if os.environ.get("SLIDEFORMER_TRACEBACK") == "1":
             raise
@@ -53,7 +55,7 @@ def _plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from slideformer.trainer import plan_for
 
     plan = plan_for(config)
-    print(json.dumps(asdict(plan), indent=2, default=str) if arguments.json else plan)
+    print(json.dumps(plan.as_json(), indent=2) if arguments.json else plan)
 
 
 def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:

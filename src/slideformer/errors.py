@@ -39,7 +39,15 @@ class DoesNotFit(SlideFormerError):
 
 
 class NonFinite(SlideFormerError):
-    """A loss, gradient or weight is NaN or infinite; names the step and the layer."""
+    """A loss, gradient or weight is NaN or infinite; names the step and the layer.
+
+    Args:
+        step: the optimizer step, counted from 1; not always the one that was being run when this was noticed.
+    """
+
+    def __init__(self, message: str, hint: str, step: int):
+        super().__init__(message, hint)
+        self.step = step
 
 
 class WorkerFailed(SlideFormerError):

@@ -52,16 +52,12 @@ class FlatLayout:
 
     def padding_views(self, flat: Tensor) -> list[Tensor]:
         """Views of the elements of `flat` [numel] between the parameters, where they exist."""
-        fields = list(self.fields.values())
-        ends = [following.start for following in fields[1:]] + [self.numel]
-        return [flat[f.stop : end] for f, end in zip(fields, ends, strict=True) if f.stop < end]
+        return [flat[f.stop : end] for f, end in self._padded_fields() if f.stop < end]
 
     def decay_spans(self) -> list[tuple[int, int, bool]]:
         """The vector as (start, stop, decayed) runs, adjacent fields of one kind merged (padding included)."""
         spans: list[tuple[int, int, bool]] = []
-        fields = list(self.fields.values())
-        for field, following in zip(fields, [*fields[1:], None], strict=True):
-            stop = following.start if following else self.numel
+        for field, stop in self._padded_fields():
             if spans and spans[-1][2] == field.decay:
                 spans[-1] = (spans[-1][0], stop, field.decay)
             else:
@@ -71,3 +67,9 @@ class FlatLayout:
     def same_as(self, other: "FlatLayout") -> bool:
         """Whether both lay the same shapes at the same places."""
         return list(self.fields.values()) == list(other.fields.values())
+
+    def _padded_fields(self) -> list[tuple[Field, int]]:
+        """Each field, and where its padding ends."""
+        fields = list(self.fields.values())
+        starts = [field.start for field in fields]
+        return list(zip(fields, [*starts, self.numel][1:], strict=True))

@@ -2,35 +2,63 @@
 
 All lanes are queues, compute too, so a copy can overtake the computation that still reads its target. A result used
 before the fence behind it has passed is an error at once.
+
+Device memory behaves as under a caching allocator, which hands memory out in the order of the compute lane: new memory
+may still be written by computation submitted before, and memory that the host lets go of is computation's from then on.
+Both are played by overwriting it on the compute lane.
 """
 
 import random
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from slideformer.errors import WorkerFailed
 from slideformer.streams import Fence, Lanes, raise_worker_error
 
+FORWARDING = ("<lambda>", "wait_fresh", "wait_done")  # functions that only pass on the wait of their caller
 
-class Deferred:
-    """The result of work that has not run yet."""
+
+class Cell:
+    """Where the result of work that may not have run yet will be."""
 
     def __init__(self, lane: str):
-        self.lane = lane
-        self.ran = False
-        self.value: Any = None
+        self._lane = lane
+        self._ran = False
+        self._value: Any = None
+
+    def write(self, value: Any) -> None:
+        self._value = value.clone() if isinstance(value, Tensor) else value  # nothing else holds a clone's memory
+        self._ran = True
+
+    def read(self) -> Any:
+        if not self._ran:
+            raise RuntimeError(f"a result of the {self._lane} lane was used before it was computed: a wait is missing")
+        return self._value
+
+    def overwrite(self) -> None:
+        """Its memory is used for something else."""
+        if isinstance(self._value, Tensor):
+            overwrite(self._value)
 
 
-def resolve(argument: Any) -> Any:
-    if not isinstance(argument, Deferred):
-        return argument
-    if not argument.ran:
-        raise RuntimeError(f"a result of the {argument.lane} lane was used before it was computed: a wait is missing")
-    return argument.value
+class Deferred:
+    """The host's hold on a cell: when it goes, the result's memory goes back to the allocator."""
+
+    def __init__(self, cell: Cell, dropped: list[Cell]):
+        self.cell = cell
+        self._dropped = dropped
+
+    def __del__(self) -> None:
+        self._dropped.append(self.cell)
+
+
+def overwrite(memory: Tensor) -> None:
+    memory.fill_(float("nan") if memory.is_floating_point() else -1)
 
 
 class QueuedFence:
@@ -53,16 +81,19 @@ class QueuedLane:
         self.name = name
         self._scheduler = scheduler
         self._queue: deque[tuple[Fence | None, Callable[[], None]]] = deque()
+        self._dropped: list[Cell] = []
 
     def run(self, work: Callable[..., Any], *args: Any) -> Any:
-        result = Deferred(self.name)
+        while self._dropped:
+            self._push(None, self._dropped.pop().overwrite)
+        cell = Cell(self.name)
+        given = [argument.cell if isinstance(argument, Deferred) else argument for argument in args]
 
         def execute() -> None:
-            result.value = work(*(resolve(argument) for argument in args))
-            result.ran = True
+            cell.write(work(*(value.read() if isinstance(value, Cell) else value for value in given)))
 
         self._push(None, execute)
-        return result
+        return Deferred(cell, self._dropped)
 
     def record(self) -> Fence:
         fence = QueuedFence(self._scheduler)
@@ -126,7 +157,7 @@ class QueuedWorker:
 
 
 class Scheduler:
-    """Picks which queue advances next. Each seed favours some queues and starves others.
+    """Picks which queue advances next. Each seed favours some queues and starves others, and is eager or lazy.
 
     Args:
         seed: chooses the interleaving.
@@ -136,6 +167,7 @@ class Scheduler:
 
     def __init__(self, seed: int, ignored_wait: str | None = None):
         self._random = random.Random(seed)
+        self._eagerness = self._random.choice([0.0, 0.3, 0.6, 0.9])
         self._ignored_wait = ignored_wait
         self._queues: list[QueuedLane | QueuedWorker] = []
         self._weights: list[float] = []
@@ -148,7 +180,7 @@ class Scheduler:
 
     def wander(self) -> None:
         """Run a few entries, or none, so that work may also happen early."""
-        while self._random.random() < 0.5 and self._step():
+        while self._random.random() < self._eagerness and self._step():
             pass
 
     def run_until(self, condition: Callable[[], bool]) -> None:
@@ -171,9 +203,20 @@ class Scheduler:
 
 
 def _calling_site() -> str:
-    """file.py:line of the engine's call to `Lane.wait`, `Fence.wait` or `Worker.wait_until`."""
+    """file.py:line of the engine's call that leads to `Lane.wait`, `Fence.wait` or `Worker.wait_until`."""
     frame = sys._getframe(3)
+    while frame.f_code.co_name in FORWARDING and frame.f_back is not None:
+        frame = frame.f_back
     return f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno}"
+
+
+class FuzzedLanes(Lanes):
+    """Lanes that hand out memory which earlier computation may still write."""
+
+    def empty(self, shape: Iterable[int], dtype: torch.dtype) -> Tensor:
+        memory = super().empty(shape, dtype)
+        self.compute.run(overwrite, memory)
+        return memory
 
 
 def fuzzed_lanes(seed: int, ignored_wait: str | None = None) -> tuple[Lanes, Scheduler]:
@@ -184,4 +227,4 @@ def fuzzed_lanes(seed: int, ignored_wait: str | None = None) -> tuple[Lanes, Sch
     def start_worker(name: str, work: Callable[[], bool]) -> QueuedWorker:
         return scheduler.add(QueuedWorker(name, work, scheduler))
 
-    return Lanes(torch.device("cpu"), compute, h2d, d2h, start_worker), scheduler
+    return FuzzedLanes(torch.device("cpu"), compute, h2d, d2h, start_worker), scheduler

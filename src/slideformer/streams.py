@@ -11,11 +11,12 @@ recorded behind it, and the host touches a buffer only after `Fence.wait`.
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from slideformer.errors import SlideFormerError, WorkerFailed
 
@@ -76,6 +77,11 @@ class Lanes:
     h2d: Lane
     d2h: Lane
     start_worker: Callable[[str, Callable[[], bool]], Worker]
+
+    def empty(self, shape: Iterable[int], dtype: torch.dtype) -> Tensor:
+        """Memory on the device, for computation submitted next. It may be what earlier computation still uses, so
+        another lane writes it only behind a fence of the compute lane."""
+        return torch.empty(tuple(shape), dtype=dtype, device=self.device)
 
 
 class StreamLane:

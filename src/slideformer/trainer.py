@@ -29,7 +29,6 @@ from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.lr import learning_rate_at, total_steps, warmup_step_count
 from slideformer.plan.machine import Machine
 from slideformer.plan.planner import Plan, Workload, make_plan
-from slideformer.plan.table import render
 from slideformer.progress import ProgressLine
 from slideformer.units import format_bytes
 
@@ -98,7 +97,7 @@ class Trainer:
         print(job.report)
         if config.parity_check:
             print(check_parity(job.model_config, config.trust_remote_code))
-        print(render(job.plan))
+        print(job.plan)
         with Engine(job.decoder, job.plan.sizes, job.dtype) as engine:
             _load(engine, job)
             self._loop(engine, job)
@@ -112,18 +111,15 @@ class Trainer:
         )
         with MetricsLog(config.output_dir / "metrics.jsonl") as log, ProgressLine(
             job.steps, logging_steps=config.logging_steps
-        ) as progress:  # fmt: skip
+        ) as progress, _explained(engine, stream):  # fmt: skip
             recorder = Recorder(engine, log, progress)
             for step in range(1, job.steps + 1):
-                batch = stream.at(step - 1)
-                with _explained(engine, step, recorder.batch, batch):
-                    hyper = _hyper(config, job.steps, step)
-                    recorder.add(step, hyper, batch, engine.train_step(batch, hyper, config.max_grad_norm))
-                    if config.save_steps and step % config.save_steps == 0 and step < job.steps:
-                        recorder.finish()
-                        save(engine, job, config.output_dir / f"checkpoint-{step}")
-            with _explained(engine, job.steps, recorder.batch, recorder.batch):
-                recorder.finish()
+                batch, hyper = stream.at(step - 1), _hyper(config, job.steps, step)
+                recorder.add(step, hyper, batch, engine.train_step(batch, hyper, config.max_grad_norm))
+                if config.save_steps and step % config.save_steps == 0 and step < job.steps:
+                    recorder.finish()
+                    save(engine, job, config.output_dir / f"checkpoint-{step}")
+            recorder.finish()
 
 
 class Recorder:
@@ -133,11 +129,6 @@ class Recorder:
         self._engine, self._log, self._progress = engine, log, progress
         self._waiting: tuple[int, AdamWStep, Batch, StepResult, float] | None = None
         self._last = time.perf_counter()
-
-    @property
-    def batch(self) -> Batch | None:
-        """The batch of the step whose result has not been read."""
-        return self._waiting[2] if self._waiting else None
 
     def add(self, step: int, hyper: AdamWStep, batch: Batch, result: StepResult) -> None:
         self._write()
@@ -257,16 +248,16 @@ def _hyper(config: Config, steps: int, step: int) -> AdamWStep:
 
 
 @contextmanager
-def _explained(engine: Engine, step: int, earlier: Batch | None, batch: Batch | None) -> Iterator[None]:
-    """Say which records and which layer made a step not finite; it may be the step before the one just asked for."""
+def _explained(engine: Engine, stream: BatchStream) -> Iterator[None]:
+    """Say which records and which layer made a step not finite."""
     try:
         yield
     except NonFinite as error:
-        for candidate in filter(None, (earlier, batch)):
-            place = engine.find_non_finite(candidate)
-            records = ", ".join(map(str, candidate.indices[:8]))
-            raise NonFinite(f"{error.message}; {place}; records of the batch: {records}", error.hint) from error
-        raise
+        batch = stream.at(error.step - 1)
+        place = engine.find_non_finite(batch)
+        records = ", ".join(map(str, batch.indices[:8]))
+        message = f"{error.message}; {place}; records of the batch: {records}"
+        raise NonFinite(message, error.hint, error.step) from error
 
 
 def _predicted_against_measured(plan: Plan, engine: Engine) -> str:

@@ -119,10 +119,11 @@ def test_an_end_of_sequence_that_is_there_is_not_doubled(tokenizer: PreTrainedTo
 
 
 def test_an_end_of_sequence_the_tokenizer_adds_is_trained(tokenizer: PreTrainedTokenizerFast):
-    ends = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", tokenizer.eos_token_id)])
+    end: Any = tokenizer.eos_token_id
+    ends = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)])
     tokenizer.backend_tokenizer.post_processor = ends
     tokens = encode(record("completion", prompt="two", completion=" four"), tokenizer)
-    assert tokens.input_ids.count(tokenizer.eos_token_id) == 1
+    assert tokens.input_ids.count(end) == 1
     assert trained_text(tokenizer, tokens) == " four</s>"
 
 

@@ -39,7 +39,8 @@ void adamw(const AdamWArrays& arrays, const Span* spans, int64_t span_count, con
   for (int64_t k = 0; k < span_count; ++k) ends[k] = total += spans[k].stop - spans[k].start;
 
   const int64_t chunks = (total + kChunk - 1) / kChunk;
-#pragma omp parallel for num_threads(num_threads) schedule(dynamic)
+  const int team = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(num_threads, chunks)));
+#pragma omp parallel for num_threads(team) schedule(dynamic)
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     int64_t at = chunk * kChunk;
     const int64_t stop = std::min(total, at + kChunk);

@@ -9,14 +9,14 @@ enum class GradType { kNone, kBf16, kFloat };
 
 // The scalars of one step, computed in double by the caller and rounded to float once.
 struct AdamWScalars {
-  float lerp_weight;            // 1 - beta1
+  float lerp_weight;  // 1 - beta1
   float beta2;
   float square_weight;          // 1 - beta2
   float negative_step_size;     // -(learning_rate / (1 - beta1^step))
   float bias_correction2_sqrt;  // sqrt(1 - beta2^step)
   float epsilon;
-  float decay;                  // 1 - learning_rate * weight_decay
-  float grad_scale;             // multiplies the gradient first
+  float decay;       // 1 - learning_rate * weight_decay
+  float grad_scale;  // multiplies the gradient first
 };
 
 // Flat arrays of one layer; `grad` may be shorter, or null where grad_type is kNone.

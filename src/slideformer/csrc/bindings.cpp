@@ -81,8 +81,8 @@ void check_spans(const Span* spans, size_t span_count, int64_t count, const std:
 
 void bound_adamw(const Flat& hi, const Flat& lo, const Flat& exp_avg, const Flat& exp_avg_sq,
                  const std::optional<Flat>& grad, const Spans& spans, float lerp_weight, float beta2,
-                 float square_weight, float negative_step_size, float bias_correction2_sqrt, float epsilon,
-                 float decay, float grad_scale, int num_threads) {
+                 float square_weight, float negative_step_size, float bias_correction2_sqrt, float epsilon, float decay,
+                 float grad_scale, int num_threads) {
   const size_t count = hi.shape(0);
   const AdamWArrays arrays{hi_data(hi, count),
                            lo_data(lo, count),
@@ -133,8 +133,8 @@ std::vector<std::string> isa_names() {
 NB_MODULE(_core, module) {
   using namespace slideformer;
   // noconvert: a conversion would copy, and writes to the copy would be lost.
-  module.def("split", &bound_split, nb::arg("master").noconvert(), nb::arg("hi").noconvert(),
-             nb::arg("lo").noconvert(), "num_threads"_a);
+  module.def("split", &bound_split, nb::arg("master").noconvert(), nb::arg("hi").noconvert(), nb::arg("lo").noconvert(),
+             "num_threads"_a);
   module.def("join", &bound_join, nb::arg("hi").noconvert(), nb::arg("lo").noconvert(), nb::arg("out").noconvert(),
              "num_threads"_a);
   module.def("adamw", &bound_adamw, nb::arg("hi").noconvert(), nb::arg("lo").noconvert(),

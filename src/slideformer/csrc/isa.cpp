@@ -25,8 +25,8 @@ Isa selected_isa() {
     if (isa.name == forced) return isa;
     names += (names.empty() ? "" : ", ") + isa.name;
   }
-  throw std::runtime_error("SLIDEFORMER_ISA=" + std::string(forced) + " is not available here; this build and processor have " +
-                           names);
+  throw std::runtime_error("SLIDEFORMER_ISA=" + std::string(forced) +
+                           " is not available here; this build and processor have " + names);
 }
 
 }  // namespace slideformer

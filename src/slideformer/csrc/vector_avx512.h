@@ -39,9 +39,7 @@ struct Avx512 {
  private:
   static __m256i load16(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   // Stores the low half of each 32-bit lane.
-  static void store16(void* p, __m512i x) {
-    _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x));
-  }
+  static void store16(void* p, __m512i x) { _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x)); }
 };
 
 }  // namespace

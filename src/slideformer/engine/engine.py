@@ -1,6 +1,7 @@
 """The engine: builds the parts, owns them, and closes them."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ class Engine:
         """One optimizer step; returns while its last updates still run.
 
         Args:
-            batch: at most `sizes.step_tokens` tokens.
+            batch: at most the sequences, of at most the length, that `sizes` names.
             hyper: AdamW's settings, with the step counted from 1.
             max_norm: clip the gradient's norm to this, exactly; None leaves it alone.
 
@@ -64,31 +65,30 @@ class Engine:
             NonFinite: a gradient is NaN or infinite; names the step and the layer.
             WorkerFailed: the update of a layer failed; names it.
             EngineFailed: an earlier step failed.
+            ValueError: the batch, or clipping, needs more than `sizes` gives.
         """
         self._refuse_after_failure()
-        try:
+        self._check_size(batch)
+        slots, blocks = self.sizes.gradient_slots, self.decoder.depth
+        if max_norm is not None and slots < blocks:
+            raise ValueError(f"clipping keeps the gradients of {blocks} blocks at once; the engine has {slots} slots")
+        with self._final_if_it_fails(), preferred_attention(self.lanes.device):
             micro_batches = batch.split(self.sizes.micro_batch_size)
-            with preferred_attention(self.lanes.device):
-                self._pending = train_step(self._machinery, micro_batches, hyper, max_norm)
-            return self._pending
-        except BaseException as error:
-            self._failure = error
-            raise
+            self._pending = train_step(self._machinery, micro_batches, hyper, max_norm)
+        return self._pending
 
     def drain(self) -> None:
         """Wait until every update has run."""
         self._refuse_after_failure()
         if self._pending is not None:
-            try:
+            with self._final_if_it_fails():
                 self._machinery.updates.wait_done(self._pending.pending)
-            except BaseException as error:
-                self._failure = error
-                raise
 
     def evaluate(self, batch: Batch) -> float:
         """Mean negative log-likelihood of a batch's trained tokens, forward only; leaves no trace on training."""
+        self._check_size(batch)
         self.drain()
-        with preferred_attention(self.lanes.device):
+        with self._final_if_it_fails(), preferred_attention(self.lanes.device):
             return evaluate.loss(self._machinery, batch.split(self.sizes.micro_batch_size))
 
     def find_non_finite(self, batch: Batch) -> str:
@@ -132,6 +132,24 @@ class Engine:
 
     def _prefix(self, unit: str) -> str:
         return f"{unit}." if unit in self.decoder.block_names else ""
+
+    def _check_size(self, batch: Batch) -> None:
+        sizes, sequences, longest = self.sizes, len(batch.lengths), max(batch.lengths)
+        most = sizes.micro_batch_size * sizes.micro_batches
+        if sequences > most or longest > sizes.max_length:
+            raise ValueError(
+                f"a batch of {sequences} sequences of up to {longest} tokens; "
+                f"the engine is built for {most} of up to {sizes.max_length}"
+            )
+
+    @contextmanager
+    def _final_if_it_fails(self) -> Iterator[None]:
+        """What fails within leaves the parts of the engine in the middle of something: nothing may follow."""
+        try:
+            yield
+        except BaseException as error:
+            self._failure = error
+            raise
 
     def _refuse_after_failure(self) -> None:
         if self._failure is not None:

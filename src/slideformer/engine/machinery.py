@@ -114,7 +114,7 @@ class Machinery:
         )
         self._wire_head(allocator, dtype)
         self._wire_shell(allocator, dtype)
-        self._token_feed = TokenFeed(lanes, allocator, 4 * sizes.step_tokens + sizes.step_tokens)
+        self._token_feed = TokenFeed(lanes, allocator, sizes.step_indices)
         self._host_losses = allocator.empty("losses", (2,), torch.float32, pinned=True)
 
     def _wire_head(self, allocator: HostAllocator, dtype: torch.dtype) -> None:
@@ -226,8 +226,7 @@ class Machinery:
 
     def close(self, result: StepResult) -> StepResult:
         """Everything of the step has been submitted."""
-        self.lanes.d2h.wait(self.lanes.compute.record())
-        self.lanes.d2h.run(result.send_loss)
+        self.lanes.d2h.run(result.send_loss)  # this lane has waited for the gradients, which come behind the loss
         result.landed = self.lanes.d2h.record()
         self.updates.close(result.pending)
         return result

@@ -148,6 +148,7 @@ class Updates:
             raise NonFinite(
                 f"step {update.step.hyper.step}: the gradient of {update.unit} is not finite",
                 "lower learning_rate or check the batch; the last saved model is untouched",
+                update.step.hyper.step,
             )
         update.step.squares[update.number] = total
 

@@ -61,7 +61,7 @@ class EmbeddingTable:
         if self._sent is not None:
             self._sent.wait()
         self._gather_on_host(self._gathered[:count])
-        device_rows = torch.empty(count, self.width, dtype=self._gathered.dtype, device=self._lanes.device)
+        device_rows = self._lanes.empty((count, self.width), self._gathered.dtype)
         self._lanes.h2d.wait(self._lanes.compute.record())
         self._lanes.h2d.run(copy_async, self._gathered[:count], device_rows)
         self._sent = self._lanes.h2d.record()
@@ -74,7 +74,7 @@ class EmbeddingTable:
         With a tied head it starts from the head's gradient at those rows (`row_ids` on the device), which is taken out
         of `head_gradient` [vocabulary, width]: the two meet before anything is rounded.
         """
-        gradient = torch.empty(row_ids.numel(), self.width, dtype=torch.float32, device=self._lanes.device)
+        gradient = self._lanes.empty((row_ids.numel(), self.width), torch.float32)
         if head_gradient is None:
             self._lanes.compute.run(gradient.zero_)
         else:
@@ -112,7 +112,7 @@ class EmbeddingTable:
             torch.index_select(hi, 0, self._rows, out=out)
             return
         lo = self.state.lo[: self._table_numel].view(self.vocabulary, self.width)
-        join(hi[self._rows].view(-1), lo[self._rows].view(-1), out.view(-1))
+        join(hi[self._rows].view(-1), lo[self._rows].view(-1), out.view(-1), self.state.adam.threads)
 
 
 def take_rows(table: Tensor, rows: Tensor, out: Tensor) -> None:

@@ -22,13 +22,18 @@ class TokenFeed:
         self._host = allocator.empty("token ids", (capacity,), torch.int64, pinned=True)
         self._sent: Fence | None = None
 
+    @staticmethod
+    def bytes_needed(capacity: int) -> int:
+        """On the host, and on the device during a step."""
+        return capacity * torch.int64.itemsize
+
     def send(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Device copies of int64 host tensors, for computation submitted from here."""
         if self._sent is not None:
             self._sent.wait()
         total = sum(t.numel() for t in tensors)
         torch.cat([t.reshape(-1) for t in tensors], out=self._host[:total])
-        device = torch.empty(total, dtype=torch.int64, device=self._lanes.device)
+        device = self._lanes.empty((total,), torch.int64)
         self._lanes.h2d.wait(self._lanes.compute.record())
         self._lanes.h2d.run(copy_async, self._host[:total], device)
         self._sent = self._lanes.h2d.record()

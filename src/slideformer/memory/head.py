@@ -54,7 +54,7 @@ class HeadWeight:
 
     def new_gradient(self) -> Tensor:
         """A zeroed fp32 gradient [vocabulary, width]."""
-        gradient = torch.empty(self._shape, dtype=torch.float32, device=self._lanes.device)
+        gradient = self._lanes.empty(self._shape, torch.float32)
         self._lanes.compute.run(gradient.zero_)
         return gradient
 
@@ -63,7 +63,7 @@ class HeadWeight:
         self._flat = self._ready = None
 
     def _submit(self) -> None:
-        self._flat = torch.empty(self._numel, dtype=self._dtype, device=self._lanes.device)
+        self._flat = self._lanes.empty((self._numel,), self._dtype)
         self._lanes.h2d.wait(self._lanes.compute.record())  # the memory may have been computation's until now
         self._lanes.h2d.run(self._copy_weights, self._flat)
         self._ready = self._lanes.h2d.record()

@@ -96,7 +96,7 @@ class LayerState:
         for start in range(0, field.numel, SPLIT_CHUNK):
             stop = min(start + SPLIT_CHUNK, field.numel)
             place = slice(field.start + start, field.start + stop)
-            split(flat[start:stop].float().contiguous(), self.hi[place], self.lo[place])
+            split(flat[start:stop].float().contiguous(), self.hi[place], self.lo[place], self.adam.threads)
 
     def read(self, name: str, dtype: torch.dtype) -> Tensor:
         """The parameter `name` in its shape: a view of the weights in bf16, a copy of the master in fp32."""
@@ -105,7 +105,7 @@ class LayerState:
         if dtype == torch.bfloat16:
             return hi.view(field.shape)
         master = torch.empty(field.numel, dtype=torch.float32)
-        join(hi, lo, master)
+        join(hi, lo, master, self.adam.threads)
         return master.view(field.shape)
 
     def copy_weights(self, out: Tensor) -> None:
@@ -113,6 +113,6 @@ class LayerState:
         if out.dtype == torch.bfloat16:
             out.copy_(self.hi, non_blocking=True)
         elif out.device.type == "cpu":
-            join(self.hi, self.lo, out)
+            join(self.hi, self.lo, out, self.adam.threads)
         else:
             join_reference(self.hi.to(out.device, non_blocking=True), self.lo.to(out.device, non_blocking=True), out)

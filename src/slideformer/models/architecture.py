@@ -102,7 +102,8 @@ class Decoder:
         _replace(model, embedding, self._embedding)
         _replace(model, head, self._head)
         self._chain = BlockChain(len(self.blocks))
-        model.set_submodule(blocks_name, nn.ModuleList(BlockStandIn(block, self._chain) for block in self.blocks))
+        stand_ins = [BlockStandIn(i, block, self._chain) for i, block in enumerate(self.blocks)]
+        model.set_submodule(blocks_name, nn.ModuleList(stand_ins))
         self.shell_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
 
     def _learn_block_arity(self) -> None:
@@ -144,6 +145,8 @@ class Decoder:
             functional_call(self.model, dict(shell), (), {"input_ids": input_ids, "use_cache": False})
         except StopForward:
             pass
+        finally:
+            self._embedding.unbind()
         return self._chain.take()
 
     def block(self, i: int, weights: Weights, x: Tensor, inputs: DecoderInputs, seed: int) -> Tensor:
@@ -160,13 +163,15 @@ class Decoder:
         only the hidden states and the shell. Tokens are passed as c sequences of one token: nothing behind the last
         block mixes tokens, and no position table limits c.
         """
-        ignored = hidden.new_zeros(1, 1, self.embedding_width).expand(hidden.shape[0], 1, self.embedding_width)
+        ignored = hidden.new_zeros(hidden.shape[0], 1, self.embedding_width)  # some models scale it in place
         self._embedding.bind(ignored, None)
         self._head.bind(head_weight, head_grad)
         self._chain.start_passing(hidden)
         ids = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
-        output = functional_call(self.model, dict(shell), (), {"input_ids": ids, "use_cache": False})
-        return output.logits
+        try:
+            return functional_call(self.model, dict(shell), (), {"input_ids": ids, "use_cache": False}).logits
+        finally:
+            self._head.unbind()
 
     @contextmanager
     def without_dropout(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """Modules that take the places of blocks, embedding and head while the model's own forward runs."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,10 +50,15 @@ class BlockChain:
     def start_passing(self, hidden: Tensor) -> None:
         self.hidden, self.recorded = hidden, []
 
-    def step(self, hidden: Tensor, call: BlockCall) -> Any:
-        """One stand-in's forward."""
+    def step(self, index: int, hidden: Tensor, call: BlockCall) -> Any:
+        """The forward of the stand-in for block `index`."""
         if self.hidden is not None:
             return self.as_output(self.hidden)
+        if index != len(self.recorded):
+            raise UnsupportedModel(
+                f"the model's forward calls block {index} in place {len(self.recorded)}",
+                "models that skip, repeat or reorder blocks cannot be streamed",
+            )
         if self.recorded and hidden is not self.recorded[0][0]:
             raise UnsupportedModel(
                 "the model computes on the hidden states between two blocks",
@@ -72,7 +78,7 @@ class BlockChain:
         if len(recorded) != self.length:
             raise UnsupportedModel(
                 f"the model's forward called {len(recorded)} of its {self.length} blocks",
-                "models that skip or repeat blocks cannot be streamed",
+                "models that skip, repeat or reorder blocks cannot be streamed",
             )
         return DecoderInputs(recorded[0][0], [call for _, call in recorded])
 
@@ -80,10 +86,10 @@ class BlockChain:
 class BlockStandIn(nn.Module):
     """Stands for a block; its attributes (attention type, index) are the block's own."""
 
-    def __init__(self, block: nn.Module, chain: BlockChain):
+    def __init__(self, index: int, block: nn.Module, chain: BlockChain):
         super().__init__()
         object.__setattr__(self, "_block", block)  # not a submodule: its parameters are not the shell's
-        object.__setattr__(self, "_chain", chain)
+        object.__setattr__(self, "_step", partial(chain.step, index))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -92,7 +98,7 @@ class BlockStandIn(nn.Module):
             return getattr(object.__getattribute__(self, "_block"), name)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return object.__getattribute__(self, "_chain").step(hidden_states, BlockCall(args, kwargs))
+        return object.__getattribute__(self, "_step")(hidden_states, BlockCall(args, kwargs))
 
 
 class EmbeddingStandIn(nn.Module):
@@ -103,13 +109,17 @@ class EmbeddingStandIn(nn.Module):
         embedding.padding_idx = None  # rows are renumbered; the table's padding row is handled by its owner
         object.__setattr__(self, "_embedding", embedding)
         self.embedding_dim = embedding.embedding_dim
-        self._given: tuple[Tensor, Tensor | None]
+        self._given: tuple[Tensor, Tensor | None] | None = None
 
     def bind(self, rows: Tensor, row_of: Tensor | None) -> None:
         """Look up `rows` [u, hidden] at `row_of` [b, t]; without `row_of`, return `rows` as they are."""
         self._given = (rows, row_of)
 
+    def unbind(self) -> None:
+        self._given = None
+
     def forward(self, input_ids: Tensor) -> Tensor:
+        assert self._given is not None
         rows, row_of = self._given
         if row_of is None:
             return rows
@@ -123,12 +133,18 @@ class HeadStandIn(nn.Module):
         super().__init__()
         self.bias = head.bias
         self.in_features, self.out_features = head.in_features, head.out_features
-        self._given: tuple[Tensor, Tensor | None]
+        self._given: tuple[Tensor, Tensor | None] | None = None
 
     def bind(self, weight: Tensor, grad: Tensor | None) -> None:
         self._given = (weight, grad)
 
+    def unbind(self) -> None:
+        """Let go of the weight and its gradient, whose memory is the largest there is."""
+        self._given = None
+
     def forward(self, hidden: Tensor) -> Tensor:
+        if self._given is None:
+            raise StopForward  # only what the blocks are called with is wanted
         weight, grad = self._given
         logits = hidden @ weight.mT if grad is None else HeadMatmul.apply(hidden, weight, grad)
         return logits if self.bias is None else logits + self.bias

@@ -136,9 +136,7 @@ class LayerAdam:
         row_starts = self._row_starts(rows, width)
         edges = row_starts.new_tensor([0, self.numel])
         starts, stops = torch.cat([edges[:1], row_starts + width]), torch.cat([row_starts, edges[1:]])
-        gaps = starts < stops
-        starts, stops = starts[gaps], stops[gaps]
-        self._update(grad, (self.numel,), self._table_spans(starts, stops, starts), hyper)
+        self._update(grad, (self.numel,), self._table_spans(starts, stops, starts), hyper)  # some spans are empty
 
     def _row_starts(self, rows: Tensor, width: int) -> Tensor:
         _check("rows", rows, (torch.int64,), (rows.numel(),))

@@ -8,6 +8,7 @@ import torch
 from slideformer.layout import FlatLayout
 from slideformer.memory.activations import ActivationStore
 from slideformer.memory.embedding import EmbeddingTable
+from slideformer.memory.feed import TokenFeed
 from slideformer.memory.gradients import GradientRing
 from slideformer.memory.head import HeadWeight
 from slideformer.memory.host import LayerState
@@ -78,6 +79,7 @@ def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
         "activations": ActivationStore.host_bytes_needed(
             sizes.host_boundaries, sizes.micro_batches, boundary, dtype.itemsize
         ),
+        "token ids": TokenFeed.bytes_needed(sizes.step_indices),
     }
 
 
@@ -93,7 +95,8 @@ def device_bytes(model: ModelSizes, work: Work, sizes: Sizes, dtype: torch.dtype
         + model.buffer_bytes,
         "gradients": GradientRing.device_bytes_needed(block, dtype, sizes.micro_batches > 1),
         "embedding rows": rows * size,
-        "inputs": work.inputs_bytes * sizes.micro_batches * sizes.micro_batch_size + 5 * 8 * sizes.step_tokens,
+        "inputs": work.inputs_bytes * sizes.micro_batches * sizes.micro_batch_size
+        + TokenFeed.bytes_needed(sizes.step_indices),
         "libraries": work.workspace_bytes,
         "activations": ActivationStore.device_bytes_needed(
             n, sizes.host_boundaries, sizes.micro_batches, boundary, size

@@ -8,6 +8,7 @@ import torch
 from slideformer.errors import DoesNotFit
 from slideformer.plan.footprint import ModelSizes, Work, device_bytes, host_bytes
 from slideformer.plan.sizes import Sizes
+from slideformer.plan.table import render
 from slideformer.units import format_bytes
 
 TARGET_TOKENS = 8192  # of a micro-batch: enough to fill a large GPU; more only costs memory
@@ -58,6 +59,9 @@ class Plan:
     def device_peak_bytes(self) -> int:
         return max(sum(phase.values()) for phase in self.device.values())
 
+    def __str__(self) -> str:
+        return render(self)
+
     def as_json(self) -> dict[str, Any]:
         """Everything, as plain values."""
         return {
@@ -91,18 +95,18 @@ def make_plan(
     Raises:
         DoesNotFit: with what is needed, and what would fit.
     """
-    smallest: Plan | None = None
-    for sizes in _candidates(model, workload, dtype):
-        plan = _plan(sizes, model, work, dtype, host_budget_bytes, device_budget_bytes, process_bytes)
-        if _fits(plan):
+    plans = [
+        _plan(sizes, model, work, dtype, host_budget_bytes, device_budget_bytes, process_bytes)
+        for sizes in _candidates(model, workload, dtype)
+    ]
+    for plan in plans:
+        if _fits_device(plan) and _fits_host(plan):
             return plan
-        smallest = plan
-    assert smallest is not None
-    raise _does_not_fit(smallest, workload)
+    raise _does_not_fit(_least_demanding(plans), workload)
 
 
 def _candidates(model: ModelSizes, workload: Workload, dtype: torch.dtype) -> list[Sizes]:
-    """Sizes from the most to the least preferred; the last needs the least."""
+    """Sizes from the most to the least preferred."""
     n = len(model.blocks)
     depths = [workload.window_depth] if workload.window_depth else [PREFERRED_DEPTH, 2]
     slots = [n] if workload.clipping else sorted({min(n, PREFERRED_SLOTS), min(n, 2)}, reverse=True)
@@ -149,15 +153,26 @@ def _plan(
     return plan
 
 
-def _fits(plan: Plan) -> bool:
-    on_device = plan.device_budget_bytes is None or plan.device_peak_bytes <= plan.device_budget_bytes
-    return on_device and plan.host_peak_bytes <= plan.host_budget_bytes
+def _fits_device(plan: Plan) -> bool:
+    return plan.device_budget_bytes is None or plan.device_peak_bytes <= plan.device_budget_bytes
+
+
+def _fits_host(plan: Plan) -> bool:
+    return plan.host_peak_bytes <= plan.host_budget_bytes
+
+
+def _least_demanding(plans: list[Plan]) -> Plan:
+    """Of the plans that the device can hold, that with the least host memory; if there is none, the smallest there."""
+    on_device = [plan for plan in plans if _fits_device(plan)]
+    if on_device:
+        return min(on_device, key=lambda plan: plan.host_peak_bytes)
+    return min(plans, key=lambda plan: (plan.device_peak_bytes, plan.host_peak_bytes))
 
 
 def _does_not_fit(plan: Plan, workload: Workload) -> DoesNotFit:
     """The refusal, from the least demanding plan."""
     budget = plan.device_budget_bytes
-    if budget is not None and plan.device_peak_bytes > budget:
+    if budget is not None and not _fits_device(plan):
         pinned = [key for key in ("micro_batch_size", "window_depth") if getattr(workload, key)]
         remedy = f"leave {' and '.join(pinned)} to the planner" if pinned else "lower max_length"
         return DoesNotFit(

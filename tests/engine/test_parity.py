@@ -1,0 +1,99 @@
+"""The check before the first step: it passes for every family, and notices an engine that computes anything else."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import FAMILIES, tiny_config
+from torch import Tensor
+
+from slideformer.engine import compute
+from slideformer.engine.parity import TOLERANCE, check_parity
+from slideformer.errors import UnsupportedModel
+from slideformer.memory import embedding
+from slideformer.memory.gradients import Accumulator
+from slideformer.models.architecture import Decoder
+from slideformer.optim.adamw import LayerAdam
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_as_in_plain_pytorch(family: str):
+    parity = check_parity(tiny_config(family))
+    assert parity.exact and parity.parameters > 10_000
+    assert parity.loss_error < TOLERANCE / 10 and parity.weight_error < TOLERANCE / 10
+    assert str(parity).startswith("parity: a 0.") and str(parity).count("\n") == 0
+
+
+def test_dropout_is_left_out_and_the_random_state_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    config = tiny_config("gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    assert check_parity(config).exact
+    assert torch.equal(torch.rand(2), expected) and config.resid_pdrop == 0.5
+
+
+# ---- engines that are wrong
+
+
+def without_decay(patch: pytest.MonkeyPatch) -> None:
+    real = LayerAdam.step
+    patch.setattr(LayerAdam, "step", lambda self, grad, hyper: real(self, grad, replace(hyper, weight_decay=0.0)))
+
+
+def one_micro_batch_lost(patch: pytest.MonkeyPatch) -> None:
+    real = Accumulator.add
+
+    def add(self: Accumulator, gradients: Any) -> None:
+        if self._first or len(gradients) < 5:
+            real(self, gradients)
+
+    patch.setattr(Accumulator, "add", add)
+
+
+def a_block_skipped(patch: pytest.MonkeyPatch) -> None:
+    real = Decoder.block
+    patch.setattr(
+        Decoder, "block", lambda self, i, weights, x, *rest: x if i == 1 else real(self, i, weights, x, *rest)
+    )
+
+
+def masks_of_another_layer(patch: pytest.MonkeyPatch) -> None:
+    real = Decoder.block
+
+    def block(self: Decoder, i: int, weights: Any, x: Tensor, inputs: Any, seed: int) -> Tensor:
+        return real(self, i, weights, x, replace(inputs, calls=[*inputs.calls[1:], inputs.calls[0]]), seed)
+
+    patch.setattr(Decoder, "block", block)
+
+
+def a_slightly_wrong_gradient(patch: pytest.MonkeyPatch) -> None:
+    real = compute.block_backward
+    patch.setattr(compute, "block_backward", lambda *args: real(*args) * 1.001)
+
+
+def head_and_embedding_gradients_that_do_not_meet(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(embedding, "take_rows", lambda table, rows, out: out.zero_())
+
+
+SABOTAGE = {
+    "llama": [without_decay, one_micro_batch_lost, a_block_skipped, a_slightly_wrong_gradient],
+    "gemma2": [masks_of_another_layer],
+    "qwen3": [head_and_embedding_gradients_that_do_not_meet],
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "sabotage"), [(family, sabotage) for family, all_ in SABOTAGE.items() for sabotage in all_]
+)
+def test_a_wrong_engine_is_refused(
+    monkeypatch: pytest.MonkeyPatch, family: str, sabotage: Callable[[pytest.MonkeyPatch], None]
+):
+    config = tiny_config(family)
+    assert check_parity(config).exact
+    sabotage(monkeypatch)
+    with pytest.raises(UnsupportedModel, match="differ") as caught:
+        check_parity(config)
+    assert "report its config.json" in caught.value.hint

@@ -1,0 +1,175 @@
+"""The planner takes the first of its preferences that fits, and refuses with numbers and with what would fit."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from made_up_plans import BLOCKS, VOCABULARY, WIDTH, model_of, plan, work_of
+
+from slideformer.errors import DoesNotFit
+from slideformer.plan.footprint import device_bytes, host_bytes
+from slideformer.plan.sizes import Sizes
+from slideformer.units import GIB, MIB, parse_bytes
+
+
+def refusal(*args: Any, **kwargs: Any) -> DoesNotFit:
+    with pytest.raises(DoesNotFit) as caught:
+        plan(*args, **kwargs)
+    return caught.value
+
+
+# ---- preferences
+
+
+def test_with_room_for_all_it_takes_what_it_prefers():
+    chosen = plan().sizes
+    assert chosen.micro_batch_size == 8 and chosen.micro_batches == 4  # 8192 tokens
+    assert chosen.window_depth == 3 and chosen.host_boundaries == 0
+    assert chosen.gradient_slots == BLOCKS  # they wait for the norm
+    assert chosen.head_chunk == 8192  # 640 MiB of logits, rounded down to a power of two
+
+
+def test_without_clipping_a_few_gradients_wait():
+    assert plan(clipping=False).sizes.gradient_slots == 8
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "max_length", "expected"),
+    [
+        (1, 1024, (1, 1)),
+        (8, 1024, (8, 1)),
+        (10, 1024, (5, 2)),
+        (13, 4096, (2, 7)),
+        (3, 100000, (1, 3)),
+        (9, 100, (9, 1)),
+    ],
+)
+def test_micro_batches_are_about_8k_tokens_and_even(batch_size: int, max_length: int, expected: tuple[int, int]):
+    chosen = plan(gpu="2TiB", host="2TiB", batch_size=batch_size, max_length=max_length).sizes
+    assert (chosen.micro_batch_size, chosen.micro_batches) == expected
+    assert chosen.micro_batch_size * chosen.micro_batches >= batch_size
+
+
+def test_what_the_person_pins_stays():
+    chosen = plan(micro_batch_size=3, window_depth=5).sizes
+    assert (chosen.micro_batch_size, chosen.micro_batches, chosen.window_depth) == (3, 11, 5)
+    assert plan(window_depth=99).sizes.window_depth == BLOCKS
+
+
+def test_less_device_memory_costs_boundaries_then_depth_then_micro_batches():
+    seen = []
+    for mib in range(6000, 0, -20):
+        try:
+            chosen = plan(gpu=f"{mib}MiB")
+        except DoesNotFit:
+            break
+        assert chosen.device_peak_bytes <= mib * MIB
+        seen.append((-chosen.sizes.micro_batch_size, -chosen.sizes.window_depth, chosen.sizes.host_boundaries))
+    assert seen == sorted(seen)  # each in the order of preference
+    assert {boundaries for _, _, boundaries in seen} >= {0, BLOCKS}
+    assert {-depth for _, depth, _ in seen} == {2, 3} and {-micro for micro, _, _ in seen} >= {1, 8}
+
+
+def test_a_boundary_goes_to_the_host_only_when_the_device_is_full():
+    peak = plan().device_peak_bytes
+    assert plan(gpu=str(peak)).sizes.host_boundaries == 0
+    assert plan(gpu=str(peak - 1)).sizes.host_boundaries > 0
+
+
+# ---- numbers
+
+
+def test_a_plan_says_what_its_parts_say():
+    chosen = plan()
+    assert chosen.host == {"process": 500 * MIB, **host_bytes(chosen.model, chosen.sizes, torch.bfloat16)}
+    assert chosen.device == device_bytes(chosen.model, work_of(1024), chosen.sizes, torch.bfloat16)
+    assert chosen.device_peak_bytes == max(sum(phase.values()) for phase in chosen.device.values())
+
+
+def test_state_is_twelve_bytes_a_parameter():
+    chosen = plan()
+    assert chosen.model.parameters == 12 * BLOCKS * WIDTH**2 + VOCABULARY * WIDTH + WIDTH
+    assert chosen.host["weights and optimizer state"] == 12 * chosen.model.parameters
+
+
+def test_device_memory_does_not_grow_with_micro_batches_but_by_their_boundaries_and_ids():
+    def parts(batch_size: int) -> dict[str, int]:
+        return plan(batch_size=batch_size, micro_batch_size=8).device["backward"]
+
+    few, many = parts(16), parts(32)
+    assert {name for name in few if few[name] != many[name]} <= {
+        "activations",
+        "inputs",
+        "embedding rows",
+        "row gradients",
+    }
+
+
+def test_on_the_cpu_computation_counts_in_host_memory():
+    chosen = plan(gpu=None)
+    assert chosen.device_budget_bytes is None
+    assert chosen.host["computation"] == max(sum(phase.values()) for phase in chosen.device.values())
+
+
+def test_as_json_is_plain_and_complete():
+    values = plan().as_json()
+    assert values["parameters"] == model_of().parameters and values["sizes"]["window_depth"] == 3
+    assert values["host_bytes"]["total"] == sum(
+        size for name, size in values["host_bytes"].items() if name not in ("total", "budget")
+    )
+    assert values["device_bytes"]["peak"] == plan().device_peak_bytes and values["device_bytes"]["budget"] == 24 * GIB
+
+
+# ---- refusals
+
+
+def test_too_little_host_memory():
+    error = refusal(host="3GiB")
+    assert re.match(
+        r"host memory needs [34]\.\d GiB, and its budget is 3\.0 GiB; largest: weights and optimizer state",
+        error.message,
+    )
+    assert "max_grad_norm: null saves up to" in error.hint and "parameters (this one has 0.18B)" in error.hint
+
+
+def test_what_would_fit_fits():
+    error = refusal(host="2GiB")
+    wanted = re.search(r"give budget.host at least (\d+GiB)", error.hint)
+    assert wanted is not None and plan(host=wanted[1])
+    (parameters,) = re.findall(r"at most ([\d.]+)B parameters", error.hint)
+    assert 0 < float(parameters) < 0.18
+
+
+def test_without_clipping_the_hint_does_not_name_it():
+    assert "max_grad_norm" not in refusal(host="2GiB", clipping=False).hint
+
+
+def test_too_little_device_memory():
+    error = refusal(gpu="300MiB")
+    assert re.match(r"the GPU needs \d+ MiB, and its budget is 300 MiB; largest: \w+", error.message)
+    assert error.hint.startswith("lower max_length, or give budget.gpu at least ")
+    wanted = re.search(r"at least (\d+GiB)", error.hint)
+    assert wanted is not None and plan(gpu=wanted[1])
+
+
+def test_pinned_sizes_that_do_not_fit_are_to_be_unpinned():
+    error = refusal(gpu="3GiB", micro_batch_size=32, window_depth=12)
+    assert error.hint.startswith("leave micro_batch_size and window_depth to the planner, or give budget.gpu")
+    assert plan(gpu="3GiB")
+
+
+def test_boundaries_stay_on_the_device_when_only_the_host_is_short():
+    generous = plan(gpu="24GiB")
+    host = generous.host_peak_bytes
+    assert plan(host=str(host)).sizes == generous.sizes
+    error = refusal(host=str(host - 400 * MIB))
+    (needed,) = re.findall(r"host memory needs ([\d.]+ \w+),", error.message)
+    assert parse_bytes(needed) <= host * 1.01  # not that of a plan which also moves activations there
+
+
+def test_sizes_multiply():
+    sizes = Sizes(2, 3, 4, max_length=10, gradient_slots=1, host_boundaries=0, head_chunk=16)
+    assert (sizes.micro_batch_tokens, sizes.step_tokens, sizes.step_indices) == (30, 120, 600)
+    assert replace(sizes, micro_batches=1).step_tokens == 30

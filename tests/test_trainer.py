@@ -1,0 +1,134 @@
+"""A run from the command line: what it writes, when, and that its models load anywhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_models import save_tiny_model
+from tiny_runs import Run, make_records, plain_training, train, write_config, write_records
+from transformers import AutoModelForCausalLM
+
+from slideformer.cli import main
+
+RECORDS = make_records(10)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"), "qwen3")
+
+
+def start(directory: Path, model: Path, **settings: Any) -> Run:
+    directory.mkdir(exist_ok=True)
+    data = write_records(directory / "data.jsonl", RECORDS)
+    settings = {"batch_size": 4, "lr_scheduler_type": "constant", "learning_rate": 1e-3, "max_length": 24, **settings}
+    return train(write_config(directory / "run.yaml", model, data, directory / "out", **settings), directory / "out")
+
+
+def logits(directory: Path) -> torch.Tensor:
+    loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    with torch.no_grad():
+        return loaded(input_ids=torch.arange(3, 20)[None]).logits
+
+
+def test_a_model_is_saved_every_save_steps_and_at_the_end(model: Path, tmp_path: Path):
+    start(tmp_path / "long", model, max_steps=4, save_steps=2)
+    start(tmp_path / "short", model, max_steps=2)
+    saved = sorted(path.name for path in (tmp_path / "long/out").glob("checkpoint-*"))
+    assert saved == ["checkpoint-2"]  # step 4 is the run's own result
+    halfway, end = logits(tmp_path / "long/out/checkpoint-2"), logits(tmp_path / "long/out")
+    assert torch.equal(halfway, logits(tmp_path / "short/out")) and not torch.equal(halfway, end)
+
+
+def test_saving_does_not_change_the_training(model: Path, tmp_path: Path):
+    assert (
+        start(tmp_path / "a", model, max_steps=4, save_steps=1).losses
+        == start(tmp_path / "b", model, max_steps=4).losses
+    )
+
+
+def test_every_step_is_recorded_once(model: Path, tmp_path: Path):
+    start(tmp_path, model, num_train_epochs=2)
+    steps = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert [step["step"] for step in steps] == [1, 2, 3, 4, 5, 6]  # 10 records by 4: three steps an epoch
+    lengths = [len(record["input_ids"]) for record in RECORDS]
+    assert [step["tokens"] for step in steps] == [sum(lengths[:4]), sum(lengths[4:8]), sum(lengths[8:])] * 2
+    assert all(
+        step["seconds"] > 0 and step["host_peak_bytes"] > 10**8 and step["gpu_peak_bytes"] == 0 for step in steps
+    )
+    assert all(step["tokens_per_second"] == pytest.approx(step["tokens"] / step["seconds"]) for step in steps)
+    assert [step["learning_rate"] for step in steps] == [1e-3] * 6
+
+
+def test_shuffled_runs_repeat_with_their_seed(model: Path, tmp_path: Path):
+    def losses(name: str, seed: int) -> list[float]:
+        return start(tmp_path / name, model, max_steps=3, seed=seed, shuffle=True).losses
+
+    one = losses("a", 1)
+    assert one == losses("b", 1) and one != losses("c", 2)
+
+
+def test_without_settings_for_adam_it_is_transformers_defaults(model: Path, tmp_path: Path):
+    defaults = {
+        "weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "max_grad_norm": 1.0,
+        "warmup_steps": 0, "learning_rate": 1e-4, "lr_scheduler_type": "linear", "batch_size": 4, "max_steps": 4,
+    }  # fmt: skip
+    run = start(tmp_path, model, learning_rate=1e-4, lr_scheduler_type="linear", max_steps=4)
+    assert run.losses == pytest.approx(plain_training(model, RECORDS, defaults).losses, rel=1e-5)
+
+
+def test_bf16_runs_on_the_cpu_and_saves_bf16(model: Path, tmp_path: Path):
+    run = start(tmp_path, model, max_steps=6, num_train_epochs=1, compute_dtype="bf16")
+    assert {value.dtype for value in run.weights.values()} == {torch.bfloat16}
+    reference = start(tmp_path / "fp32", model, max_steps=6)
+    assert run.losses == pytest.approx(reference.losses, rel=5e-3)
+
+
+def test_training_can_start_from_random_weights(model: Path, tmp_path: Path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text((model / "config.json").read_text())
+    run = start(tmp_path, bare, max_steps=2, init="random")
+    assert run.losses[0] == pytest.approx(4.85, abs=0.1)  # log(128)
+    assert logits(tmp_path / "out").isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_export_writes_the_same_model_in_another_dtype(model: Path, tmp_path: Path, name: str, dtype: torch.dtype):
+    start(tmp_path, model, max_steps=1)
+    assert main(["export", str(tmp_path / "out"), str(tmp_path / "exported"), "--dtype", name]) == 0
+    source, target = (load_file(tmp_path / which / "model.safetensors") for which in ("out", "exported"))
+    assert source.keys() == target.keys()
+    assert all(torch.equal(target[key], source[key].to(dtype)) for key in source)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "exported").dtype == dtype
+
+
+def test_the_parity_check_is_one_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    start(tmp_path, model, max_steps=1, parity_check=True)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("parity: ")]
+    assert len(lines) == 1 and "Qwen3ForCausalLM trains as in plain PyTorch" in lines[0]
+
+
+def test_the_plan_is_shown_and_allocates_nothing(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = write_records(tmp_path / "data.jsonl", RECORDS)
+    config = write_config(tmp_path / "run.yaml", model, data, tmp_path / "out", batch_size=4)
+    assert main(["plan", str(config)]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("plan: 0.000") and "weights and optimizer state" in output
+    assert main(["plan", str(config), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["sizes"]["micro_batch_size"] == 4 and values["host_bytes"]["weights and optimizer state"] > 12 * 10**5
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_asking_for_a_gpu_where_there_is_none(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = write_records(tmp_path / "data.jsonl", RECORDS)
+    config = write_config(tmp_path / "run.yaml", model, data, tmp_path / "out", device="cuda")
+    assert main(["train", str(config)]) == 1
+    assert capsys.readouterr().err == (
+        "error: device: cuda, but PyTorch sees no GPU\nhint: check the driver, or set device: cpu\n"
+    )
