@@ -13,9 +13,11 @@ from slideformer.kernels.attention import preferred_attention
 GROUP_ELEMENTS = 500_000_000  # gradients cast to fp32 at a time
 
 
-def build(config: Any, recompute: bool = True) -> Callable[[Tensor], Tensor]:
-    """A function that takes token ids [b, t], trains one step and returns the loss."""
-    from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
+def build(config: Any, recompute: bool = True) -> Callable[[Tensor, int], Tensor]:
+    """A function that takes token ids [b, t] and a number of micro-batches, trains one step and returns the loss."""
+    from liger_kernel.transformers.monkey_patch import (  # pyright: ignore[reportMissingImports]
+        _apply_liger_kernel_to_instance,
+    )
 
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").train()
@@ -24,7 +26,7 @@ def build(config: Any, recompute: bool = True) -> Callable[[Tensor], Tensor]:
         for block in model.model.layers:
             block.forward = _recomputed(block.forward)
     groups = _groups(list(model.parameters()))
-    state = [[[p.detach().float() for p in group]] + [[torch.zeros_like(p, dtype=torch.float32) for p in group] for _ in range(2)] for group in groups]  # fmt: skip
+    state = [[_fp32(group, 1.0), _fp32(group, 0.0), _fp32(group, 0.0)] for group in groups]
     steps = [[torch.zeros((), device="cuda") for _ in group] for group in groups]
 
     def step(ids: Tensor, micro_batches: int = 1) -> Tensor:
@@ -35,18 +37,23 @@ def build(config: Any, recompute: bool = True) -> Callable[[Tensor], Tensor]:
                 loss.backward()
                 total += loss.detach()
         for group, (master, exp_avg, exp_avg_sq), counts in zip(groups, state, steps, strict=True):
-            gradients = [p.grad.float() for p in group]
-            torch._foreach_add_(counts, 1)
-            torch._fused_adamw_(
+            gradients = [p.grad.float() for p in group if p.grad is not None]
+            torch._foreach_add_(counts, 1)  # pyright: ignore[reportPrivateImportUsage]
+            torch._fused_adamw_(  # pyright: ignore[reportPrivateImportUsage]
                 master, gradients, exp_avg, exp_avg_sq, [], counts, lr=1e-5, beta1=0.9, beta2=0.999,
                 weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
             )  # fmt: skip
-            torch._foreach_copy_([p.detach() for p in group], master)
+            torch._foreach_copy_([p.detach() for p in group], master)  # pyright: ignore[reportPrivateImportUsage]
             for p in group:
                 p.grad = None
         return total
 
     return step
+
+
+def _fp32(group: list[Tensor], scale: float) -> list[Tensor]:
+    """fp32 copies of a group times `scale`: the master (1) or moments (0)."""
+    return [p.detach().float() * scale for p in group]
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

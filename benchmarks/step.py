@@ -2,7 +2,8 @@
 
     python benchmarks/step.py --shape qwen3-4b --sequences 8 32 --gpu-budget 8GiB --json out.json
 
-Each case runs in a process of its own, so that peaks are its own. Wall time from the first counted step to a full drain.
+Each case runs in a process of its own, so that peaks are its own. Wall time is from the first counted step to a full
+drain.
 """
 
 import argparse
@@ -127,13 +128,18 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _row(case: dict[str, Any], r: dict[str, Any]) -> str:
-    name = f"{case['system']:<9} {case['sequences']:>3} x {case['length']} budget {case['gpu_budget'] or '-':<6} clip {case['clip']:d}"
+    limit, clipped = case["gpu_budget"] or "-", ", clipped" if case["clip"] else ""
+    name = f"{case['system']:<9} {case['sequences']:>3} x {case['length']} budget {limit}{clipped}"
     if "error" in r:
         return f"{name}  {r['error']}"
     text = f"{name}  {r['tokens_per_second']:>8,.0f} tok/s  GPU {r['gpu_allocated_gib']:.2f} GiB"
     if "gpu_planned_gib" in r:
-        text += f" (plan {r['gpu_planned_gib']:.2f})  host {r['host_peak_gib']:.1f} GiB (plan {r['host_planned_gib']:.1f})"
-        text += f"  AdamW {r['gparam_per_second']:.2f} Gparam/s, {r['optimizer_seconds']:.2f} of {r['step_seconds']:.2f} s"
+        text += (
+            f" (plan {r['gpu_planned_gib']:.2f})  host {r['host_peak_gib']:.1f} GiB (plan {r['host_planned_gib']:.1f})"
+        )
+        text += (
+            f"  AdamW {r['gparam_per_second']:.2f} Gparam/s, {r['optimizer_seconds']:.2f} of {r['step_seconds']:.2f} s"
+        )
     return text
 
 
@@ -157,10 +163,15 @@ def main() -> None:
         print(json.dumps({"sliding": sliding, "resident": resident}[case["system"]](case)))
         return
     shared = {k: v for k, v in vars(arguments).items() if k not in ("sequences", "systems", "json", "case")}
-    cases = [{**shared, "system": s, "sequences": n, "recompute": True, "timeout": 300} for n in arguments.sequences for s in arguments.systems]  # fmt: skip
+    cases = [
+        {**shared, "system": system, "sequences": count, "recompute": True, "timeout": 300}
+        for count in arguments.sequences
+        for system in arguments.systems
+    ]
     results = [run_case(case) for case in cases]
     if arguments.json:
-        machine = {"gpu": torch.cuda.get_device_name(), "cpu": platform.processor(), "torch": torch.__version__, "transformers": transformers.__version__}  # fmt: skip
+        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+        machine = {"gpu": torch.cuda.get_device_name(), "cpu": platform.processor(), **versions}
         with open(arguments.json, "w") as file:
             json.dump({"command": sys.argv, "machine": machine, "results": results}, file, indent=1)
 

@@ -138,8 +138,7 @@ class Recorder:
         """Read what is left, after the engine's last update."""
         self._engine.drain()
         if self._waiting:
-            *waiting, seconds = self._waiting
-            self._waiting = (*waiting, seconds + self._lap())
+            self._waiting = (*self._waiting[:4], self._waiting[4] + self._lap())
         self._write()
 
     def _write(self) -> None:
@@ -155,7 +154,6 @@ class Recorder:
         self._waiting = None
         self._log.write(stats)
         self._progress.update(stats)
-
 
     def _lap(self) -> float:
         now = time.perf_counter()

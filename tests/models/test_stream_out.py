@@ -30,7 +30,9 @@ def write(directory: Path, model: Any, groups: Groups | None = None, **options: 
 
 
 def assert_loads_as(directory: Path, model: Any, dtype: torch.dtype) -> None:
-    loaded, report = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", output_loading_info=True)
+    loaded, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+        directory, dtype="auto", output_loading_info=True
+    )
     assert not any(report.get(key) for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.to(dtype)), name

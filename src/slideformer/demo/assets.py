@@ -16,7 +16,7 @@ def make_model(directory: Path) -> Path:
     Raises:
         ConfigError: the package that holds the weights, or what reads its GGUF file, is not installed.
     """
-    if (directory / "model.safetensors").exists():
+    if directory.is_dir():
         return directory
     weights = _find_gguf()
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -25,8 +25,10 @@ def make_model(directory: Path) -> Path:
     model = AutoModelForCausalLM.from_pretrained(
         **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
-    AutoTokenizer.from_pretrained(**source).save_pretrained(directory)
-    model.save_pretrained(directory)
+    unfinished = directory.with_name(directory.name + ".unfinished")  # a directory under its own name is whole
+    AutoTokenizer.from_pretrained(**source).save_pretrained(unfinished)
+    model.save_pretrained(unfinished)
+    unfinished.rename(directory)
     return directory
 
 

@@ -1,6 +1,7 @@
 """`slideformer demo`: a real model, real data, no hub: the answer to one prompt before and after fine-tuning."""
 
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -8,19 +9,22 @@ import torch
 import yaml
 from rich.console import Console
 from rich.panel import Panel
+from rich.text import Text
 
 from slideformer.config import load_config
 from slideformer.demo.assets import make_model
-from slideformer.demo.pairs import Pair, write_pairs
+from slideformer.demo.pairs import request_for, write_pairs
 from slideformer.metrics import StepStats, read_metrics
 from slideformer.trainer import Trainer
 
-NEW_TOKENS = 96
+NEW_TOKENS = 120
+# The standard library has no such function, so the prompt is unseen whatever the Python version.
+PROMPT = request_for("count_vowels(text)", "Return the number of vowels in text.")
 BARS = "▁▂▃▄▅▆▇█"
 
 
 def run(
-    device: Literal["auto", "cuda", "cpu"] = "auto", directory: Path = Path("demo"), max_steps: int = 60
+    device: Literal["auto", "cuda", "cpu"] = "auto", directory: Path = Path("demo"), max_steps: int = 50
 ) -> list[StepStats]:
     """Fine-tune SmolLM2-135M-Instruct on docstring -> function pairs of Python's standard library.
 
@@ -33,13 +37,12 @@ def run(
     directory.mkdir(parents=True, exist_ok=True)
     console.print("[bold]1. Model and data[/bold]  SmolLM2-135M-Instruct; functions of Python's standard library")
     model = make_model(directory / "model")
-    count, held_out = write_pairs(directory / "pairs.jsonl")
-    console.print(f"   {count:,} pairs of docstring and function; {held_out.name} is held out")
+    console.print(f"   {write_pairs(directory / 'pairs.jsonl'):,} pairs of docstring and function")
     config = _write_config(directory, device, max_steps)
 
     console.print("\n[bold]2. Before[/bold]")
-    console.print(Panel(held_out.request, title="prompt"))
-    console.print(Panel(answer(model, held_out), title="answer before"))
+    console.print(Panel(Text(PROMPT), title="prompt"))  # Text: brackets in code are not markup
+    console.print(Panel(Text(answer(model, PROMPT)), title="answer before"))
 
     console.print(f"\n[bold]3. Training[/bold]  slideformer train {config}")
     settings = load_config(config)
@@ -47,23 +50,25 @@ def run(
     steps = read_metrics(settings.output_dir / "metrics.jsonl")
 
     console.print("\n[bold]4. After[/bold]")
-    console.print(Panel(answer(settings.output_dir, held_out), title="answer after"))
+    console.print(Panel(Text(answer(settings.output_dir, PROMPT)), title="answer after"))
     losses = [stats.loss for stats in steps]
-    console.print(f"loss {sparkline(losses)}  {_mean(losses[:10]):.3f} (first 10) -> {_mean(losses[-10:]):.3f} (last 10)")
+    console.print(
+        f"loss {sparkline(losses)}  {_mean(losses[:10]):.3f} (first 10) -> {_mean(losses[-10:]):.3f} (last 10)"
+    )
     console.print(f"{time.perf_counter() - started:.0f} s in all; the model is in {settings.output_dir}")
     return steps
 
 
-def answer(model_directory: Path, pair: Pair) -> str:
-    """The model's greedy answer to the pair's request."""
+def answer(model_directory: Path, request: str) -> str:
+    """The model's greedy answer; in bf16, which a CPU reads faster."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_directory)
-    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.float32).eval()
-    prompt = [{"role": "user", "content": pair.request}]
+    model = AutoModelForCausalLM.from_pretrained(model_directory, dtype=torch.bfloat16).eval()
+    prompt = [{"role": "user", "content": request}]
     ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     with torch.no_grad():
-        output = model.generate(**ids, max_new_tokens=NEW_TOKENS, do_sample=False)
+        output: torch.Tensor = model.generate(**ids, max_new_tokens=NEW_TOKENS, do_sample=False)  # pyright: ignore
     return tokenizer.decode(output[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
@@ -71,7 +76,7 @@ def sparkline(values: list[float]) -> str:
     """Values as a line of bars, averaged into at most 40."""
     width = min(40, len(values))
     edges = [k * len(values) // width for k in range(width + 1)]
-    means = [_mean(values[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [_mean(values[a:b]) for a, b in pairwise(edges)]
     low, high = min(means), max(means)
     scale = (len(BARS) - 1) / ((high - low) or 1.0)
     return "".join(BARS[round((mean - low) * scale)] for mean in means)
@@ -87,7 +92,7 @@ def _write_config(directory: Path, device: str, max_steps: int) -> Path:
         "model": str(directory / "model"),
         "output_dir": str(directory / "trained"),
         "device": device,
-        "max_length": 256,
+        "max_length": 128,
         "too_long": "drop",
         "batch_size": 4,
         "learning_rate": 5e-5,

@@ -9,8 +9,16 @@ from pathlib import Path
 
 MAX_DOCSTRING_CHARACTERS, MAX_CODE_CHARACTERS = 240, 400  # short pairs: a step of a few takes seconds on two cores
 MIN_CODE_LINES = 2  # beside the signature, so that there is something to learn
-SKIPPED_DIRECTORIES = {"test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data", "site-packages", "dist-packages"}
-HELD_OUT_EVERY = 20
+SKIPPED_DIRECTORIES = {
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "encodings",
+    "pydoc_data",
+    "site-packages",
+    "dist-packages",
+}
 
 
 @dataclass(frozen=True)
@@ -32,18 +40,16 @@ class Pair:
         return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
-def write_pairs(path: Path) -> tuple[int, Pair]:
-    """Write the training pairs as JSONL of `messages`; returns their number and a pair that was held out."""
-    training, held_out = split(list(find_pairs(Path(sysconfig.get_path("stdlib")))))
-    path.write_text("".join(json.dumps(pair.as_record()) + "\n" for pair in training), encoding="utf-8")
-    return len(training), held_out[0]
+def write_pairs(path: Path) -> int:
+    """Write all pairs as JSONL of `messages`; returns their number."""
+    records = [pair.as_record() for pair in find_pairs(Path(sysconfig.get_path("stdlib")))]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return len(records)
 
 
-def split(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
-    """Every twentieth pair is held out; pairs that ask the same thing as one of those are dropped."""
-    held_out = pairs[::HELD_OUT_EVERY]
-    asked = {pair.request for pair in held_out}
-    return [pair for pair in pairs if pair.request not in asked], held_out
+def request_for(signature: str, docstring: str) -> str:
+    """What the user asks for a function."""
+    return f"Write a Python function `{signature}`.\n\n{docstring}"
 
 
 def find_pairs(root: Path) -> Iterator[Pair]:
@@ -67,7 +73,7 @@ def _pairs_of_module(module: str, source: str, tree: ast.Module) -> Iterator[Pai
             if docstring and docstring.isascii() and len(docstring) <= MAX_DOCSTRING_CHARACTERS:
                 code = _without_docstring(function, lines)
                 if len(code) <= MAX_CODE_CHARACTERS and len(function.body) > 1 and code.count("\n") >= MIN_CODE_LINES:
-                    request = f"Write a Python function `{function.name}({ast.unparse(function.args)})`.\n\n{docstring}"
+                    request = request_for(f"{function.name}({ast.unparse(function.args)})", docstring)
                     yield Pair(f"{module}:{function.name}", request, f"```python\n{code}\n```")
 
 

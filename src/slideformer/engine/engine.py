@@ -45,10 +45,10 @@ class Engine:
         self.lanes = lanes or lanes_for(decoder.device)
         on_accelerator = self.lanes.device.type != "cpu"
         self.allocator = HostAllocator(pin=on_accelerator)
+        pin_lo = on_accelerator and dtype == torch.float32  # in bf16 the GPU never sees the remainders
         self.states = {
-            unit: LayerState(unit, layout, self.allocator, pin_lo=on_accelerator and dtype == torch.float32, threads=threads)
-            for unit, layout in layouts(decoder).items()
-        }  # fmt: skip
+            unit: LayerState(unit, layout, self.allocator, pin_lo, threads) for unit, layout in layouts(decoder).items()
+        }
         self._machinery = Machinery(decoder, self.lanes, self.allocator, self.states, sizes, dtype)
         self._failure: BaseException | None = None
         self._pending: StepResult | None = None
@@ -161,7 +161,10 @@ class Engine:
 
 def layouts(decoder: Decoder) -> dict[str, FlatLayout]:
     """Unit -> flat layout, in the order in which a forward pass uses them."""
-    units = {EMBEDDING: {decoder.embedding_name: (decoder.vocabulary, decoder.embedding_width)}, SHELL: decoder.shell_shapes}
+    units = {
+        EMBEDDING: {decoder.embedding_name: (decoder.vocabulary, decoder.embedding_width)},
+        SHELL: decoder.shell_shapes,
+    }
     blocks = {name: decoder.block_shapes(i) for i, name in enumerate(decoder.block_names)}
     head = {} if decoder.tied else {HEAD: {decoder.head_name: decoder.head_shape}}
 

@@ -109,9 +109,7 @@ class Machinery:
         self.saved = ActivationStore(
             lanes, allocator, range(sizes.host_boundaries), sizes.micro_batches, boundary, dtype
         )
-        self.table = EmbeddingTable(
-            lanes, allocator, states[EMBEDDING], sizes.step_tokens, dtype, decoder.padding_row
-        )
+        self.table = EmbeddingTable(lanes, allocator, states[EMBEDDING], sizes.step_tokens, dtype, decoder.padding_row)
         self._wire_head(allocator, dtype)
         self._wire_shell(allocator, dtype)
         self._token_feed = TokenFeed(lanes, allocator, sizes.step_indices)
@@ -152,9 +150,7 @@ class Machinery:
         loss = torch.empty((), dtype=torch.float32, device=self.lanes.device)
         self.lanes.compute.run(loss.zero_)
         trained = sum(batch.trained_tokens for batch in micro_batches)
-        return StepResult(
-            self.updates, StepUpdates(hyper, max_norm), trained, loss, self._host_losses[hyper.step % 2]
-        )
+        return StepResult(self.updates, StepUpdates(hyper, max_norm), trained, loss, self._host_losses[hyper.step % 2])
 
     def feed(self, micro_batches: list[Batch], seed: int) -> tuple[list[MicroBatch], Tensor, Tensor]:
         """Token ids and the embedding rows they use, on the device: (micro-batches, rows [u, width], row ids [u])."""
@@ -167,7 +163,8 @@ class Machinery:
             pieces += [batch.input_ids, of.view(batch.input_ids.shape), positions, targets]
         row_ids, *sent = self._token_feed.send(pieces)
         seeds = [(seed * self.sizes.micro_batches + m) * (self.decoder.depth + 1) for m in range(len(micro_batches))]
-        return [MicroBatch(*sent[4 * m : 4 * m + 4], seed) for m, seed in enumerate(seeds)], rows, row_ids
+        pieces_of_each = zip(sent[0::4], sent[1::4], sent[2::4], sent[3::4], seeds, strict=True)
+        return [MicroBatch(*given) for given in pieces_of_each], rows, row_ids
 
     def hidden_shape(self, batch: MicroBatch) -> torch.Size:
         return torch.Size((*batch.input_ids.shape, self.decoder.hidden))

@@ -1,4 +1,4 @@
-"""What computation needs of device memory: known by running one block and one head chunk, before anything is allocated."""
+"""What computation needs of device memory: one block and one head chunk are run before anything is allocated."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -92,9 +92,7 @@ def _run_head(decoder: Decoder, dtype: torch.dtype, tokens: int) -> Callable[[],
     return run
 
 
-def _example(
-    decoder: Decoder, batch: int, length: int, dtype: torch.dtype
-) -> tuple[DecoderInputs, compute.MicroBatch]:
+def _example(decoder: Decoder, batch: int, length: int, dtype: torch.dtype) -> tuple[DecoderInputs, compute.MicroBatch]:
     """What `Decoder.enter` gives for token 0 everywhere."""
     ids = torch.zeros(batch, length, dtype=torch.int64, device=decoder.device)
     micro_batch = compute.MicroBatch(ids, ids, ids[0, :0], ids[0, :0], seed=0)

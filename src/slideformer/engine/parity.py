@@ -1,4 +1,4 @@
-"""Before the first step: a tiny copy of the architecture is trained by this engine and by plain PyTorch, and compared."""
+"""Before the first step: a tiny copy of the architecture is trained here and by plain PyTorch, and compared."""
 
 from copy import deepcopy
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Cross-entropy over logits and its gradient, which may take the logits' memory.
 
-    loss     = scale * sum_i (logsumexp(z_i) - z_i[t_i])
-    d_loss/dz = scale * (softmax(z_i) - onehot(t_i))
+loss     = scale * sum_i (logsumexp(z_i) - z_i[t_i])
+d_loss/dz = scale * (softmax(z_i) - onehot(t_i))
 """
 
 from importlib.util import find_spec
@@ -13,7 +13,14 @@ if find_spec("triton") is not None:
     from slideformer.kernels.cross_entropy_triton import cross_entropy_triton
 
 # Nodes of autograd whose backward does not read their output, so that it may be overwritten.
-OUTPUT_NOT_SAVED = ("HeadMatmulBackward", "ViewBackward0", "UnsafeViewBackward0", "AddBackward0", "MulBackward0", "ToCopyBackward0")  # fmt: skip
+OUTPUT_NOT_SAVED = (
+    "HeadMatmulBackward",
+    "ViewBackward0",
+    "UnsafeViewBackward0",
+    "AddBackward0",
+    "MulBackward0",
+    "ToCopyBackward0",
+)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -1,23 +1,23 @@
-"""The Triton kernel behind `cross_entropy`: a row a program, its maximum and sum in one pass, its gradient in a second."""
+"""The Triton kernel behind `cross_entropy`: a row a program, log-sum in one pass, gradient in a second."""
 
 import torch
-import triton
-import triton.language as tl
+import triton  # pyright: ignore[reportMissingImports]
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
 
 @triton.jit
-def _cross_entropy_kernel(logits, gradient, targets, losses, row_stride, vocabulary, scale, BLOCK: tl.constexpr):
+def _cross_entropy_kernel(logits, gradient, targets, losses, row_stride, vocabulary, scale, block: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
     gradient += row * row_stride
     target = tl.load(targets + row)
     target_logit = tl.load(logits + target).to(tl.float32)  # before the second pass overwrites it
 
-    largest = tl.full([BLOCK], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)  # a running sum a lane: one reduction a row instead of one a block
-    for start in range(0, vocabulary, BLOCK):
-        column = start + tl.arange(0, BLOCK)
+    largest = tl.full([block], float("-inf"), tl.float32)
+    total = tl.zeros([block], tl.float32)  # a running sum a lane: one reduction a row instead of one a block
+    for start in range(0, vocabulary, block):
+        column = start + tl.arange(0, block)
         z = tl.load(logits + column, mask=column < vocabulary, other=float("-inf")).to(tl.float32)
         new_largest = tl.maximum(largest, z)
         shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
@@ -27,8 +27,8 @@ def _cross_entropy_kernel(logits, gradient, targets, losses, row_stride, vocabul
     log_sum = row_largest + tl.log(tl.sum(total * tl.exp(largest - row_largest), axis=0))
     tl.store(losses + row, (log_sum - target_logit) * scale)
 
-    for start in range(0, vocabulary, BLOCK):
-        column = start + tl.arange(0, BLOCK)
+    for start in range(0, vocabulary, block):
+        column = start + tl.arange(0, block)
         z = tl.load(logits + column, mask=column < vocabulary, other=float("-inf")).to(tl.float32)
         g = tl.exp(z - log_sum) - tl.where(column == target, 1.0, 0.0)
         tl.store(gradient + column, (g * scale).to(gradient.dtype.element_ty), mask=column < vocabulary)
@@ -46,7 +46,7 @@ def cross_entropy_triton(logits: Tensor, targets: Tensor, scale: float, gradient
     losses = torch.empty(n, dtype=torch.float32, device=logits.device)
     block = min(4096, triton.next_power_of_2(vocabulary))
     if n:
-        _cross_entropy_kernel[(n,)](
-            logits, gradient, targets, losses, logits.stride(0), vocabulary, scale, BLOCK=block, num_warps=8
+        _cross_entropy_kernel[(n,)](  # pyright: ignore[reportIndexIssue]
+            logits, gradient, targets, losses, logits.stride(0), vocabulary, scale, block=block, num_warps=8
         )
     return losses.sum()

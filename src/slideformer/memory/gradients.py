@@ -87,9 +87,7 @@ class GradientRing:
         self._sum = torch.zeros(numel, dtype=torch.float32, device=lanes.device) if accumulate else None
         self._device_squares = torch.zeros(units, dtype=torch.float32, device=lanes.device)
         self._host_squares = allocator.empty("gradient norms", (units,), torch.float32, pinned=True)
-        self._free = [
-            allocator.empty("gradients", (numel,), dtype, pinned=True) for _ in range(host_slots)
-        ]
+        self._free = [allocator.empty("gradients", (numel,), dtype, pinned=True) for _ in range(host_slots)]
 
     @staticmethod
     def device_bytes_needed(numel: int, dtype: torch.dtype, accumulate: bool) -> int:

@@ -8,6 +8,7 @@ allocator.
 import mmap
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,22 +50,27 @@ class HostAllocator:
         return tensor.view(shape)
 
     def _register(self, tensor: Tensor, size_bytes: int) -> None:
-        status = torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), size_bytes, 0)
+        status = _cudart().cudaHostRegister(tensor.data_ptr(), size_bytes, 0)
         if int(status) == 0:
             self._registered.append(tensor)
             return
         self._pin = False
         warnings.warn(
-            f"could not pin {size_bytes:,} bytes of host memory (status {int(status)}); copies to the GPU will be slower. "
-            "Raise the locked-memory limit (`ulimit -l unlimited`, or --ulimit memlock=-1 for a container).",
+            f"could not pin {size_bytes:,} bytes of host memory (status {int(status)}): copies will be slower. Raise "
+            "the locked-memory limit (`ulimit -l unlimited`, or --ulimit memlock=-1 for a container).",
             stacklevel=3,
         )
 
     def close(self) -> None:
         """Unregister everything. The memory itself goes when its last tensor does."""
         for tensor in self._registered:
-            torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())
+            _cudart().cudaHostUnregister(tensor.data_ptr())
         self._registered.clear()
+
+
+def _cudart() -> Any:
+    """The CUDA (or HIP) runtime that torch has loaded."""
+    return torch.cuda.cudart()
 
 
 class LayerState:
@@ -76,7 +82,9 @@ class LayerState:
         exp_avg, exp_avg_sq: float32 [numel].
     """
 
-    def __init__(self, name: str, layout: FlatLayout, allocator: HostAllocator, pin_lo: bool, threads: int | None = None):
+    def __init__(
+        self, name: str, layout: FlatLayout, allocator: HostAllocator, pin_lo: bool, threads: int | None = None
+    ):
         self.name = name
         self.layout = layout
         self.hi = allocator.empty("weights", (layout.numel,), torch.bfloat16, pinned=True)

@@ -9,7 +9,6 @@ from torch import Tensor
 from slideformer.layout import FlatLayout
 from slideformer.streams import Fence, Lanes
 
-
 EMPTY = -1
 
 

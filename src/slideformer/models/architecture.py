@@ -9,7 +9,6 @@ slot holds its weights.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -73,7 +72,9 @@ class Decoder:
             customize(model)
         self.model = model
         self.parameter_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        self.undecayed = set(self.parameter_shapes) - set(get_parameter_names(model, [nn.LayerNorm], UNDECAYED_PATTERNS))
+        self.undecayed = set(self.parameter_shapes) - set(
+            get_parameter_names(model, [nn.LayerNorm], UNDECAYED_PATTERNS)
+        )
         self.has_dropout = any("drop" in key and isinstance(v, float) and v > 0 for key, v in config.to_dict().items())
         _move_buffers(model, device)
         self._take_apart(model)
@@ -92,7 +93,7 @@ class Decoder:
         self.embedding_name = names[id(embedding)] + ".weight"
         self.head_name = self.embedding_name if self.tied else names[id(head)] + ".weight"
         self.vocabulary, self.embedding_width = embedding.weight.shape
-        self.head_shape = tuple(head.weight.shape)
+        self.head_shape = (head.weight.shape[0], head.weight.shape[1])
         self.padding_row = embedding.padding_idx
         self.blocks = list(block_list)
         self.depth = len(self.blocks)
@@ -215,7 +216,9 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
     if not lists:
-        raise UnsupportedModel(f"{type(model).__name__} has no list of blocks", "decoder models built of a ModuleList work")
+        raise UnsupportedModel(
+            f"{type(model).__name__} has no list of blocks", "decoder models built of a ModuleList work"
+        )
 
     def size(item: tuple[str, nn.Module]) -> int:
         return sum(p.numel() for p in item[1].parameters())

@@ -105,7 +105,7 @@ def _read_headers(file: Path) -> dict[str, Header]:
     entries = {}
     try:
         with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():
+            for key in opened.keys():  # noqa: SIM118  a handle, not a dict: iterating it is not supported
                 entry = opened.get_slice(key)
                 entries[key] = (tuple(entry.get_shape()), entry.get_dtype())
     except (SafetensorError, OSError) as error:
