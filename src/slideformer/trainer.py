@@ -62,6 +62,8 @@ def prepare(config: Config) -> Job:
     Raises:
         ConfigError, DataError, UnsupportedModel, DoesNotFit: whatever stands in the way, before minutes of loading.
     """
+    if config.budget.disk or config.budget.offload_dir:
+        raise ConfigError("budget: there is no disk tier yet", "remove budget.disk and budget.offload_dir")
     device, dtype = _device_and_dtype(config)
     path = resolve(config.model, config.trust_remote_code)
     model_config = read_config(path, config.trust_remote_code)

@@ -92,7 +92,7 @@ def _write_config(directory: Path, device: str, max_steps: int) -> Path:
         "model": str(directory / "model"),
         "output_dir": str(directory / "trained"),
         "device": device,
-        "max_length": 128,
+        "max_length": 192,
         "too_long": "drop",
         "batch_size": 4,
         "learning_rate": 5e-5,

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-MAX_DOCSTRING_CHARACTERS, MAX_CODE_CHARACTERS = 240, 400  # short pairs: a step of a few takes seconds on two cores
-MIN_CODE_LINES = 2  # beside the signature, so that there is something to learn
+MAX_CHARACTERS = 350  # request and answer, under 192 tokens: a step of a few pairs takes seconds on two cores
+MIN_CODE_LINES = 3  # with the signature, so that there is something to learn
 SKIPPED_DIRECTORIES = {
     "test",
     "tests",
@@ -68,13 +68,16 @@ def find_pairs(root: Path) -> Iterator[Pair]:
 def _pairs_of_module(module: str, source: str, tree: ast.Module) -> Iterator[Pair]:
     lines = source.splitlines()
     for function in tree.body:
-        if isinstance(function, ast.FunctionDef) and not function.name.startswith("_"):
-            docstring = ast.get_docstring(function)
-            if docstring and docstring.isascii() and len(docstring) <= MAX_DOCSTRING_CHARACTERS:
-                code = _without_docstring(function, lines)
-                if len(code) <= MAX_CODE_CHARACTERS and len(function.body) > 1 and code.count("\n") >= MIN_CODE_LINES:
-                    request = request_for(f"{function.name}({ast.unparse(function.args)})", docstring)
-                    yield Pair(f"{module}:{function.name}", request, f"```python\n{code}\n```")
+        if not isinstance(function, ast.FunctionDef) or function.name.startswith("_"):
+            continue
+        docstring = ast.get_docstring(function)
+        if not docstring or not docstring.isascii() or len(function.body) == 1:
+            continue
+        code = _without_docstring(function, lines)
+        request = request_for(f"{function.name}({ast.unparse(function.args)})", docstring)
+        pair = Pair(f"{module}:{function.name}", request, f"```python\n{code}\n```")
+        if len(code.splitlines()) >= MIN_CODE_LINES and len(pair.request) + len(pair.answer) <= MAX_CHARACTERS:
+            yield pair
 
 
 def _without_docstring(function: ast.FunctionDef, lines: list[str]) -> str:
