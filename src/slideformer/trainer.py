@@ -116,7 +116,7 @@ class Trainer:
         ) as progress, _explained(engine, stream):  # fmt: skip
             recorder = Recorder(engine, log, progress)
             for step in range(1, job.steps + 1):
-                batch, hyper = stream.at(step - 1), _hyper(config, job.steps, step)
+                batch, hyper = stream.at(step - 1), hyper_at(config, job.steps, step)
                 recorder.add(step, hyper, batch, engine.train_step(batch, hyper, config.max_grad_norm))
                 if config.save_steps and step % config.save_steps == 0 and step < job.steps:
                     recorder.finish()
@@ -234,7 +234,8 @@ def _load(engine: Engine, job: Job) -> None:
     print(f"loaded {job.plan.model.parameters / 1e9:.3g}B parameters in {time.perf_counter() - started:.1f} s")
 
 
-def _hyper(config: Config, steps: int, step: int) -> AdamWStep:
+def hyper_at(config: Config, steps: int, step: int) -> AdamWStep:
+    """The optimizer settings of one step, counted from 1."""
     rate = learning_rate_at(
         step - 1,
         schedule=config.lr_scheduler_type,
