@@ -12,6 +12,7 @@ from tiny_runs import Run, make_records, plain_training, train, write_config, wr
 from transformers import AutoModelForCausalLM
 
 from slideformer.cli import main
+from slideformer.storage.lock import locked
 
 RECORDS = make_records(10)
 
@@ -34,13 +35,21 @@ def logits(directory: Path) -> torch.Tensor:
         return loaded(input_ids=torch.arange(3, 20)[None]).logits
 
 
-def test_a_model_is_saved_every_save_steps_and_at_the_end(model: Path, tmp_path: Path):
-    start(tmp_path / "long", model, max_steps=4, save_steps=2)
+def test_a_checkpoint_is_saved_every_save_steps_and_the_model_at_the_end(model: Path, tmp_path: Path):
+    start(tmp_path / "long", model, max_steps=4, save_steps=2, export_checkpoints=True)
     start(tmp_path / "short", model, max_steps=2)
     saved = sorted(path.name for path in (tmp_path / "long/out").glob("checkpoint-*"))
     assert saved == ["checkpoint-2"]  # step 4 is the run's own result
-    halfway, end = logits(tmp_path / "long/out/checkpoint-2"), logits(tmp_path / "long/out")
+    halfway, end = logits(tmp_path / "long/out/checkpoint-2/model"), logits(tmp_path / "long/out")
     assert torch.equal(halfway, logits(tmp_path / "short/out")) and not torch.equal(halfway, end)
+
+
+def test_a_directory_in_use_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = write_records(tmp_path / "data.jsonl", RECORDS)
+    config = write_config(tmp_path / "run.yaml", model, data, tmp_path / "out")
+    with locked(tmp_path / "out"):
+        assert main(["train", str(config)]) == 1
+    assert "is in use by another run" in capsys.readouterr().err
 
 
 def test_saving_does_not_change_the_training(model: Path, tmp_path: Path):

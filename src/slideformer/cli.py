@@ -6,6 +6,7 @@ Heavy imports wait inside the commands, so that help and a misspelt setting answ
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 import textwrap
@@ -14,9 +15,10 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
-from slideformer.config import expected, in_yaml, load_config, setting_fields
+from slideformer.config import expected, in_yaml, load_config, parse_overrides, setting_fields
 from slideformer.errors import ConfigError, SlideFormerError
 
+RESUME = "resume_from_checkpoint"
 CONFIG_USAGE = "slideformer {} CONFIG.yaml [--key value ...]"
 
 
@@ -48,7 +50,10 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(arguments.config, overrides)
     from slideformer.trainer import Trainer
 
-    Trainer(config).train()
+    if (checkpoint := Trainer(config).train()) is not None:
+        kept = [f"--{key}={in_yaml(value)}" for key, value in parse_overrides(overrides).items() if key != RESUME]
+        command = shlex.join(["slideformer", "train", str(arguments.config), *kept, f"--{RESUME}=auto"])
+        print(f"stopped after {checkpoint.name}; to go on:\n  {command}")
 
 
 def _plan(arguments: argparse.Namespace, overrides: list[str]) -> None:

@@ -111,7 +111,14 @@ class Config(Section):
     num_train_epochs: float = Field(default=1.0, gt=0, description="passes over the data when max_steps is -1")
     logging_steps: int = Field(default=1, ge=1, description="steps between two lines of plain-text progress")
     save_steps: int | None = Field(
-        default=None, ge=1, description="steps between two saved models; null: only at the end"
+        default=None, ge=1, description="steps between two checkpoints; null: none, only the model at the end"
+    )
+    save_total_limit: int | None = Field(default=None, ge=1, description="checkpoints to keep; null: all")
+    export_checkpoints: bool = Field(
+        default=False, description="write checkpoint-N/model, a Hugging Face directory, with each checkpoint"
+    )
+    resume_from_checkpoint: UserPath | None = Field(
+        default=None, description="auto: continue from the newest whole checkpoint in output_dir; or a checkpoint"
     )
     seed: int = Field(default=42, ge=0, lt=2**32, description="seed of the data order and of random weights")
 

@@ -56,3 +56,7 @@ class WorkerFailed(SlideFormerError):
 
 class EngineFailed(SlideFormerError):
     """A step was asked of an engine that failed before; its state is not to be trusted."""
+
+
+class CheckpointError(SlideFormerError):
+    """A checkpoint is missing, damaged, of another model, or cannot be written."""

@@ -4,23 +4,24 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from slideformer.config import Config
-from slideformer.data.batches import Batch, BatchStream
-from slideformer.data.examples import DataReport, Example, make_examples
+from slideformer.data.batches import BatchStream
+from slideformer.data.examples import DataReport, Example, fingerprint, make_examples
 from slideformer.data.source import read_records
-from slideformer.engine.engine import Engine, StepResult
+from slideformer.engine.engine import Engine
 from slideformer.engine.measure import measure_work, model_sizes
 from slideformer.engine.parity import check_parity
 from slideformer.engine.random_weights import random_weights
-from slideformer.errors import ConfigError, NonFinite
+from slideformer.errors import ConfigError, DoesNotFit, NonFinite
 from slideformer.kernels.liger import apply_liger, choose_kernels
-from slideformer.metrics import MetricsLog, StepStats, host_peak_bytes
+from slideformer.metrics import MetricsLog, host_peak_bytes
 from slideformer.models.architecture import Decoder, build_on_meta
 from slideformer.models.hub import read_config, resolve
 from slideformer.models.stream_in import stream_in
@@ -30,6 +31,12 @@ from slideformer.optim.lr import learning_rate_at, total_steps, warmup_step_coun
 from slideformer.plan.machine import Machine
 from slideformer.plan.planner import Plan, Workload, make_plan
 from slideformer.progress import ProgressLine
+from slideformer.recorder import Recorder
+from slideformer.resume import AUTO, Candidate, find_candidates, package_versions, restore_newest
+from slideformer.stop_request import StopRequest
+from slideformer.storage.checkpoint import keep_newest, remove_hidden, write_checkpoint
+from slideformer.storage.lock import locked
+from slideformer.storage.manifest import Data, RunFacts
 from slideformer.units import format_bytes
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -55,9 +62,24 @@ class Job:
         per_epoch = -(-len(self.examples) // self.config.batch_size)
         return total_steps(self.config.max_steps, self.config.num_train_epochs, per_epoch)
 
+    @cached_property
+    def facts(self) -> RunFacts:
+        """What a checkpoint of this run records about it."""
+        return RunFacts(
+            steps=self.steps,
+            dtype="bf16" if self.dtype == torch.bfloat16 else "fp32",
+            micro_batch_size=self.plan.sizes.micro_batch_size,
+            data=Data(records=len(self.examples), sha256=fingerprint(self.examples)),
+            versions=package_versions(),
+            config=self.config.model_dump(mode="json"),
+        )
 
-def prepare(config: Config) -> Job:
+
+def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
     """Read data and model configuration, measure the machine, and plan; nothing large is allocated.
+
+    Args:
+        micro_batch_size: that of the run to continue, kept if the config leaves it open and it still fits.
 
     Raises:
         ConfigError, DataError, UnsupportedModel, DoesNotFit: whatever stands in the way, before minutes of loading.
@@ -72,7 +94,7 @@ def prepare(config: Config) -> Job:
     customize = apply_liger if kernels == "liger" else None
     decoder = Decoder(model_config, device, attention, customize, config.trust_remote_code)
     examples, report, pad_id = _read_data(config, path, decoder.vocabulary)
-    plan = _plan(config, decoder, dtype, longest=max(len(example.input_ids) for example in examples))
+    plan = _plan(config, decoder, dtype, max(len(example.input_ids) for example in examples), micro_batch_size)
     return Job(config, path, model_config, examples, report, pad_id, decoder, dtype, kernels, plan)
 
 
@@ -87,80 +109,68 @@ class Trainer:
     def __init__(self, config: Config):
         self.config = config
 
-    def train(self) -> None:
+    def train(self) -> Path | None:
         """Train, write `metrics.jsonl` and a Hugging Face model directory to `output_dir`.
 
+        SIGTERM or SIGINT end the run after its current step, with a checkpoint, whose path is then returned.
+
         Raises:
-            SlideFormerError: see `prepare`; NonFinite if a loss or gradient is, and then nothing is saved.
+            SlideFormerError: see `prepare`; NonFinite if a loss or gradient is, and then nothing is saved;
+                CheckpointError if nothing can be resumed from, or saving fails.
         """
+        with locked(self.config.output_dir):
+            return self._train()
+
+    def _train(self) -> Path | None:
         config = self.config
-        config.output_dir.mkdir(parents=True, exist_ok=True)
-        job = prepare(config)
+        remove_hidden(config.output_dir)
+        candidates = find_candidates(config)
+        job = prepare(config, candidates[0].manifest.run.micro_batch_size if candidates else None)
         print(job.report)
         if config.parity_check:
             print(check_parity(job.model_config, config.trust_remote_code))
         print(job.plan)
         with Engine(job.decoder, job.plan.sizes, job.dtype) as engine:
-            _load(engine, job)
-            self._loop(engine, job)
-            save(engine, job, config.output_dir)
+            done = _restore_or_load(engine, job, candidates)
+            with StopRequest() as stop:
+                stopped_at = self._loop(engine, job, done, stop)
+                if stopped_at is None:
+                    save(engine, job, config.output_dir)
         print(_predicted_against_measured(job.plan, engine))
+        return stopped_at
 
-    def _loop(self, engine: Engine, job: Job) -> None:
+    def _loop(self, engine: Engine, job: Job, done: int, stop: StopRequest) -> Path | None:
+        """Steps `done` + 1 to the last; or, if a stop is requested, to the checkpoint that is returned."""
         config = self.config
         stream = BatchStream(
             job.examples, config.batch_size, shuffle=config.data.shuffle, seed=config.seed, pad_id=job.pad_id
         )
-        with MetricsLog(config.output_dir / "metrics.jsonl") as log, ProgressLine(
-            job.steps, logging_steps=config.logging_steps
+        with MetricsLog(config.output_dir / "metrics.jsonl", resume_step=done) as log, ProgressLine(
+            job.steps, done, config.logging_steps
         ) as progress, _explained(engine, stream):  # fmt: skip
             recorder = Recorder(engine, log, progress)
-            for step in range(1, job.steps + 1):
+            for step in range(done + 1, job.steps + 1):
                 batch, hyper = stream.at(step - 1), hyper_at(config, job.steps, step)
                 recorder.add(step, hyper, batch, engine.train_step(batch, hyper, config.max_grad_norm))
-                if config.save_steps and step % config.save_steps == 0 and step < job.steps:
+                stopping, due = stop.requested, config.save_steps and step % config.save_steps == 0
+                if step < job.steps and (stopping or due):
                     recorder.finish()
-                    save(engine, job, config.output_dir / f"checkpoint-{step}")
+                    saved = save_checkpoint(engine, job, step)
+                    if stopping:
+                        return saved
             recorder.finish()
+        return None
 
 
-class Recorder:
-    """Turns step results into records one step late, so that reading a number never holds the engine up."""
-
-    def __init__(self, engine: Engine, log: MetricsLog, progress: ProgressLine):
-        self._engine, self._log, self._progress = engine, log, progress
-        self._waiting: tuple[int, AdamWStep, Batch, StepResult, float] | None = None
-        self._last = time.perf_counter()
-
-    def add(self, step: int, hyper: AdamWStep, batch: Batch, result: StepResult) -> None:
-        self._write()
-        self._waiting = (step, hyper, batch, result, self._lap())
-
-    def finish(self) -> None:
-        """Read what is left, after the engine's last update."""
-        self._engine.drain()
-        if self._waiting:
-            self._waiting = (*self._waiting[:4], self._waiting[4] + self._lap())
-        self._write()
-
-    def _write(self) -> None:
-        if self._waiting is None:
-            return
-        step, hyper, batch, result, seconds = self._waiting
-        loss, norm = result.loss, result.grad_norm
-        gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-        stats = StepStats(
-            step, loss, norm, hyper.learning_rate, batch.tokens, batch.trained_tokens, seconds,
-            batch.tokens / seconds, gpu, host_peak_bytes(),
-        )  # fmt: skip
-        self._waiting = None
-        self._log.write(stats)
-        self._progress.update(stats)
-
-    def _lap(self) -> float:
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        return seconds
+def save_checkpoint(engine: Engine, job: Job, step: int) -> Path:
+    """Write what `step` left, to be resumed from; removes the oldest checkpoints beyond `save_total_limit`."""
+    config, started = job.config, time.perf_counter()
+    beside = (lambda directory: save(engine, job, directory / "model")) if config.export_checkpoints else None
+    path = write_checkpoint(config.output_dir, step, job.facts, engine.unit_states(), beside)
+    if config.save_total_limit:
+        keep_newest(config.output_dir, config.save_total_limit)
+    print(f"saved {path} in {time.perf_counter() - started:.1f} s")
+    return path
 
 
 def save(engine: Engine, job: Job, directory: Path) -> None:
@@ -213,7 +223,7 @@ def _tokenizer(model_path: Path, trust_remote_code: bool) -> Any:
     return AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
 
 
-def _plan(config: Config, decoder: Decoder, dtype: torch.dtype, longest: int) -> Plan:
+def _plan(config: Config, decoder: Decoder, dtype: torch.dtype, longest: int, kept_size: int | None) -> Plan:
     machine = Machine.measure(decoder.device)
     workload = Workload(
         config.batch_size, longest, config.max_grad_norm is not None, config.micro_batch_size, config.window_depth
@@ -221,7 +231,28 @@ def _plan(config: Config, decoder: Decoder, dtype: torch.dtype, longest: int) ->
     host = config.budget.host_bytes or machine.host_bytes
     gpu = machine.allocatable_bytes(config.budget.gpu_bytes)
     work = measure_work(decoder, longest, dtype)
-    return make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, process_bytes=_resident_bytes())
+
+    def plan_of(workload: Workload) -> Plan:
+        return make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, process_bytes=_resident_bytes())
+
+    if kept_size and not config.micro_batch_size and kept_size <= config.batch_size:
+        try:
+            return plan_of(replace(workload, micro_batch_size=kept_size))
+        except DoesNotFit:
+            pass  # a smaller one may; the change is told when the checkpoint is resumed from
+    return plan_of(workload)
+
+
+def _restore_or_load(engine: Engine, job: Job, candidates: list[Candidate]) -> int:
+    """Fill the engine; returns the steps that are done."""
+    if not candidates:
+        _load(engine, job)
+        return 0
+    started = time.perf_counter()
+    named = job.config.resume_from_checkpoint != AUTO
+    step = restore_newest(candidates, engine.unit_states(), job.facts, named)
+    print(f"read {job.plan.model.parameters / 1e9:.3g}B parameters' state in {time.perf_counter() - started:.1f} s")
+    return step
 
 
 def _load(engine: Engine, job: Job) -> None:

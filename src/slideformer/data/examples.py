@@ -1,5 +1,6 @@
 """Encoded records -> training examples of at most `max_length` tokens, and a count of what was left out."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -28,6 +29,15 @@ class Example:
     index: int
     input_ids: Tensor
     labels: Tensor
+
+
+def fingerprint(examples: Iterable[Example]) -> str:
+    """SHA-256 of every token and label, in order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(len(example.input_ids).to_bytes(8, "little"))
+        digest.update(example.input_ids.numpy().tobytes() + example.labels.numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass

@@ -46,8 +46,11 @@ def run(
 
     console.print(f"\n[bold]3. Training[/bold]  slideformer train {config}")
     settings = load_config(config)
-    Trainer(settings).train()
+    checkpoint = Trainer(settings).train()
     steps = read_metrics(settings.output_dir / "metrics.jsonl")
+    if checkpoint is not None:
+        console.print(f"stopped; the same command goes on from {checkpoint}")
+        return steps
 
     console.print("\n[bold]4. After[/bold]")
     console.print(Panel(Text(answer(settings.output_dir, PROMPT)), title="answer after"))
@@ -100,6 +103,7 @@ def _write_config(directory: Path, device: str, max_steps: int) -> Path:
         "warmup_ratio": 0.1,
         "max_steps": max_steps,
         "logging_steps": 5,
+        "resume_from_checkpoint": "auto",
         "data": {"path": str(directory / "pairs.jsonl"), "shuffle": True},
     }
     path = directory / "config.yaml"

@@ -17,6 +17,7 @@ from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.sizes import Sizes
+from slideformer.storage.checkpoint import UnitState
 from slideformer.streams import Lanes, lanes_for
 
 
@@ -116,6 +117,11 @@ class Engine:
         for unit, state in self.states.items():
             prefix = self._prefix(unit)
             yield unit, {prefix + name: state.read(name, dtype) for name in state.layout.fields}
+
+    def unit_states(self) -> dict[str, UnitState]:
+        """Everything durable, as it lies in memory, after the last update; write to it only before the first step."""
+        self.drain()
+        return {unit: UnitState(state.layout, state.tensors()) for unit, state in self.states.items()}
 
     def close(self) -> None:
         """Stop the worker and free pinned memory."""

@@ -97,6 +97,10 @@ class LayerState:
     def bytes_needed(layout: FlatLayout) -> int:
         return layout.numel * STATE_BYTES_PER_PARAMETER
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything durable by name, [numel] each."""
+        return {"hi": self.hi, "lo": self.lo, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+
     def load(self, name: str, value: Tensor) -> None:
         """Set the parameter `name` from bf16, fp16 or fp32 values, all bits kept."""
         field = self.layout.fields[name]

@@ -22,11 +22,11 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from slideformer.errors import WeightsError
 from slideformer.models.stream_in import persistent_buffers
-from slideformer.models.weight_files import DTYPES, INDEX_FILE, SINGLE_FILE, few
+from slideformer.models.weight_files import INDEX_FILE, SINGLE_FILE, few
+from slideformer.storage.tensor_file import header as safetensors_header
 from slideformer.units import GIB, MIB
 
 INCOMING = ".incoming"  # inside the output directory, so that a rename is enough to publish
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 CHUNK_ELEMENTS = 16 * MIB  # converted and written at once
 COMPANIONS = (
     "generation_config.json", "token*", "vocab*", "merges.txt", "added_tokens.json", "special_tokens_map.json",
@@ -101,14 +101,7 @@ class Shard:
         return sum(place.nbytes for place in self.places)
 
     def header(self) -> bytes:
-        """8 bytes of length, then JSON padded with spaces so that the data section starts at a multiple of 8."""
-        entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        for p in self.places:
-            offsets = [p.start, p.start + p.nbytes]
-            entries[p.name] = {"dtype": DTYPE_NAMES[p.dtype], "shape": p.shape, "data_offsets": offsets}
-        text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
+        return safetensors_header([(p.name, p.dtype, p.shape, p.start) for p in self.places], {"format": "pt"})
 
 
 def _published(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:

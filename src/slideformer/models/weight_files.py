@@ -10,13 +10,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from slideformer.errors import WeightsError
+from slideformer.storage.tensor_file import DTYPES
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
 DOWNLOAD_AGAIN = "download the model again; the copy is incomplete or damaged"
 
 
