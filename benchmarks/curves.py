@@ -23,7 +23,7 @@ from slideformer.config import Config, load_config
 from slideformer.data.batches import BatchStream
 from slideformer.data.chat import IGNORED
 from slideformer.metrics import read_metrics
-from slideformer.trainer import DTYPES, Job, Trainer, hyper_at, prepare
+from slideformer.trainer import Job, Trainer, hyper_at, prepare
 
 WAYS = ("plain cuda bf16", "engine cuda bf16", "plain cuda fp32", "engine cuda fp32", "engine cpu fp32")
 

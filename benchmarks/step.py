@@ -56,7 +56,7 @@ def sliding(case: dict[str, Any]) -> dict[str, Any]:
         return collate([Example(k, row, row) for k, row in enumerate(ids)], 0)
 
     started = time.perf_counter()
-    with Engine(decoder, plan.sizes, torch.bfloat16) as engine:
+    with Engine(decoder, plan.sizes, torch.bfloat16, threads=case["threads"]) as engine:
         engine.load(random_weights(engine, config, 0))
         torch.cuda.empty_cache()
         loading = time.perf_counter() - started
@@ -150,9 +150,10 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--warm-up", type=int, default=2)
-    parser.add_argument("--gpu-budget")
+    parser.add_argument("--gpu-budget", nargs="+", default=["none"], help="of the sliding system: sizes, or none")
     parser.add_argument("--micro-batch-size", type=int)
     parser.add_argument("--window-depth", type=int)
+    parser.add_argument("--threads", type=int, help="of the CPU optimizer")
     parser.add_argument("--clip", action="store_true")
     parser.add_argument("--systems", nargs="+", default=["sliding", "resident"])
     parser.add_argument("--json")
@@ -162,11 +163,14 @@ def main() -> None:
         case = json.loads(arguments.case)
         print(json.dumps({"sliding": sliding, "resident": resident}[case["system"]](case)))
         return
-    shared = {k: v for k, v in vars(arguments).items() if k not in ("sequences", "systems", "json", "case")}
+    shared = {
+        k: v for k, v in vars(arguments).items() if k not in ("sequences", "systems", "gpu_budget", "json", "case")
+    }
     cases = [
-        {**shared, "system": system, "sequences": count, "recompute": True, "timeout": 300}
+        {**shared, "system": system, "gpu_budget": budget, "sequences": count, "recompute": True, "timeout": 300}
         for count in arguments.sequences
         for system in arguments.systems
+        for budget in ([None if b == "none" else b for b in arguments.gpu_budget] if system == "sliding" else [None])
     ]
     results = [run_case(case) for case in cases]
     if arguments.json:

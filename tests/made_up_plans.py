@@ -26,7 +26,7 @@ def model_of(blocks: int = BLOCKS, width: int = WIDTH, vocabulary: int = VOCABUL
 def work_of(length: int) -> Work:
     return Work(
         block_bytes=34 * length * WIDTH * 2, block_fixed_bytes=30 * MIB, inputs_bytes=length * 1000,
-        logit_bytes=VOCABULARY * 6, workspace_bytes=64 * MIB,
+        logit_bytes=VOCABULARY * 6, workspace_bytes=64 * MIB, kept_bytes=30 * length * WIDTH * 2,
     )  # fmt: skip
 
 

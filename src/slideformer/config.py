@@ -131,6 +131,10 @@ class Config(Section):
     window_depth: int | None = Field(
         default=None, ge=2, description="layers whose weights are on the GPU at once; null: chosen"
     )
+    gradient_checkpointing: bool | None = Field(
+        default=None,
+        description="true: recompute every layer in backward; null: keep of its forward what memory allows",
+    )
     kernels: Literal["auto", "liger", "torch"] = Field(default="auto", description="norm, rotary and MLP kernels")
     attn_implementation: str | None = Field(
         default=None, description="attention of transformers, such as sdpa or eager; null: its choice for the model"

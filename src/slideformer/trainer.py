@@ -226,7 +226,12 @@ def _tokenizer(model_path: Path, trust_remote_code: bool) -> Any:
 def _plan(config: Config, decoder: Decoder, dtype: torch.dtype, longest: int, kept_size: int | None) -> Plan:
     machine = Machine.measure(decoder.device)
     workload = Workload(
-        config.batch_size, longest, config.max_grad_norm is not None, config.micro_batch_size, config.window_depth
+        config.batch_size,
+        longest,
+        config.max_grad_norm is not None,
+        config.micro_batch_size,
+        config.window_depth,
+        recompute_all=bool(config.gradient_checkpointing),
     )
     host = config.budget.host_bytes or machine.host_bytes
     gpu = machine.allocatable_bytes(config.budget.gpu_bytes)

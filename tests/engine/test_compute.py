@@ -9,6 +9,7 @@ from tiny_runs import Subject, batch_at, make_records, mean_loss, subject
 from torch import Tensor
 
 from slideformer.engine import compute
+from slideformer.engine.tape import as_leaves
 from slideformer.layout import FlatLayout
 from slideformer.memory.gradients import Accumulator
 
@@ -48,10 +49,12 @@ def whole_pass(of: Subject, chunk: int) -> tuple[float, dict[str, Tensor]]:
     ]
     rows = weights[decoder.embedding_name][ids]
     inputs = compute.enter(decoder, batch, rows, shell)
-    xs = [compute.hidden_of(inputs)]
+    xs, tapes = [compute.hidden_of(inputs)], []
     for i, block in enumerate(blocks):
-        xs.append(compute.block_forward(decoder, i, block, xs[-1], inputs, batch))
-        assert not xs[-1].requires_grad
+        tapes.append(compute.block_recorded(decoder, i, block, xs[-1], inputs, batch, keep=i % 2 == 0))
+        y = compute.block_forward(decoder, i, block, xs[-1], inputs, batch)
+        xs.append(compute.output_of(tapes[-1]))
+        assert torch.equal(xs[-1], y) and not xs[-1].requires_grad
 
     loss, d_shell, d_head = torch.zeros(()), new_accumulator(decoder.shell_shapes), torch.zeros(decoder.head_shape)
     head = weights[decoder.head_name]
@@ -65,7 +68,7 @@ def whole_pass(of: Subject, chunk: int) -> tuple[float, dict[str, Tensor]]:
     gradients = {}
     for i in reversed(range(decoder.depth)):
         into = new_accumulator(decoder.block_shapes(i))
-        dx = compute.block_backward(decoder, i, blocks[i], xs[i], dx, inputs, batch, into)
+        dx = compute.block_backward(tapes[i], blocks[i], xs[i], dx, into)
         gradients |= {f"{decoder.block_names[i]}.{name}": value for name, value in gradients_of(into).items()}
     d_rows = torch.zeros(rows.shape)
     compute.enter_backward(decoder, batch, rows, shell, dx, d_rows, None, d_shell)
@@ -105,5 +108,5 @@ def test_the_padding_row_gets_no_gradient_from_the_embedding():
 
 def test_leaves_share_memory_and_nothing_else():
     weight = torch.ones(3, requires_grad=True) * 2
-    leaf = compute.as_leaves({"w": weight})["w"]
+    leaf = as_leaves({"w": weight})["w"]
     assert leaf.is_leaf and leaf.requires_grad and leaf.data_ptr() == weight.data_ptr()

@@ -73,9 +73,15 @@ def test_less_device_memory_costs_boundaries_then_depth_then_micro_batches():
 
 
 def test_a_boundary_goes_to_the_host_only_when_the_device_is_full():
-    peak = plan().device_peak_bytes
+    peak = plan(recompute_all=True).device_peak_bytes
     assert plan(gpu=str(peak)).sizes.host_boundaries == 0
     assert plan(gpu=str(peak - 1)).sizes.host_boundaries > 0
+
+
+def test_memory_that_is_left_saves_recomputation():
+    kept = [plan(gpu=f"{gib}GiB").sizes.kept for gib in range(2, 40)]
+    assert kept == sorted(kept) and kept[0] == 0 and kept[-1] == BLOCKS and len(set(kept)) > BLOCKS / 2
+    assert plan(gpu="39GiB", recompute_all=True).sizes.kept == 0
 
 
 # ---- numbers
@@ -96,7 +102,7 @@ def test_state_is_twelve_bytes_a_parameter():
 
 def test_device_memory_does_not_grow_with_micro_batches_but_by_their_boundaries_and_ids():
     def parts(batch_size: int) -> dict[str, int]:
-        return plan(batch_size=batch_size, micro_batch_size=8).device["backward"]
+        return plan(batch_size=batch_size, micro_batch_size=8, recompute_all=True).device["backward"]
 
     few, many = parts(16), parts(32)
     assert {name for name in few if few[name] != many[name]} <= {

@@ -129,7 +129,9 @@ PLACEMENTS: dict[str, dict[str, int]] = {
     "two gradient slots": {"gradient_slots": 2},
     "two boundaries in host memory": {"host_boundaries": 2},
     "all boundaries in host memory": {"host_boundaries": BLOCKS},
-    "everything at once": {"window_depth": 3, "gradient_slots": 1, "host_boundaries": 3},
+    "one layer kept whole": {"kept": 1, "host_boundaries": BLOCKS},
+    "all layers kept whole": {"kept": BLOCKS, "window_depth": 3},
+    "everything at once": {"window_depth": 3, "gradient_slots": 1, "host_boundaries": 3, "kept": 2},
 }
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slideformer.engine.tape import Tape, as_leaves
 from slideformer.kernels.cross_entropy import cross_entropy
 from slideformer.memory.gradients import Accumulator
 from slideformer.models.architecture import Decoder
@@ -51,24 +52,24 @@ def block_forward(
         return decoder.block(i, weights, x, inputs, batch.seed + i + 1)
 
 
-def block_backward(
-    decoder: Decoder,
-    i: int,
-    weights: Weights,
-    x: Tensor,
-    dy: Tensor,
-    inputs: DecoderInputs,
-    batch: MicroBatch,
-    into: Accumulator,
-) -> Tensor:
-    """Recompute block i from its input x and run it backward; returns dx, adds the weight gradients to `into`."""
-    x = x.detach().requires_grad_()
-    leaves = as_leaves(weights)
-    with torch.enable_grad():
-        y = decoder.block(i, leaves, x, inputs, batch.seed + i + 1)
-    dx, *gradients = torch.autograd.grad(y, [x, *leaves.values()], dy, allow_unused=True)
-    into.add(gradients)
-    return dx
+def block_recorded(
+    decoder: Decoder, i: int, weights: Weights, x: Tensor, inputs: DecoderInputs, batch: MicroBatch, keep: bool
+) -> Tape:
+    """Block i, remembered for its backward: [b, t, hidden] -> [b, t, hidden] by `output_of`."""
+
+    def forward(leaves: dict[str, Tensor], x: Tensor) -> Tensor:
+        return decoder.block(i, leaves, x, inputs, batch.seed + i + 1)
+
+    return Tape(forward, dict(weights), x, keep)
+
+
+def output_of(tape: Tape) -> Tensor:
+    return tape.take_output()
+
+
+def block_backward(tape: Tape, weights: Weights, x: Tensor, dy: Tensor, into: Accumulator) -> Tensor:
+    """Backward of `block_recorded`; returns dx, adds the weight gradients to `into`."""
+    return tape.backward(dict(weights), x, dy, into)
 
 
 def enter_backward(
@@ -82,7 +83,7 @@ def enter_backward(
     into: Accumulator,
 ) -> None:
     """Backward of `enter`: adds to the embedding rows' gradient (fp32 [u, width]) and to the shell's."""
-    rows, leaves = rows.detach().requires_grad_(), as_leaves(shell)
+    rows, leaves = rows.detach().requires_grad_(), as_leaves(dict(shell))
     with torch.enable_grad():
         hidden = decoder.enter(batch.input_ids, rows, batch.row_of, leaves, batch.seed).hidden
     d_rows, *gradients = torch.autograd.grad(hidden, [rows, *leaves.values()], dx, allow_unused=True)
@@ -109,7 +110,7 @@ def head_loss_and_gradient(
     Adds this micro-batch's share of the mean over the step's `trained_tokens` to `loss` (fp32 scalar), the head's
     gradient to `weight_gradient` (fp32 [vocabulary, width]) and the shell's to `into`; returns dx.
     """
-    leaves = as_leaves(shell)
+    leaves = as_leaves(dict(shell))
     flat = x.flatten(0, -2)
     dx = torch.zeros_like(flat)
     for positions, targets in zip(batch.positions.split(chunk), batch.targets.split(chunk), strict=True):
@@ -141,8 +142,3 @@ def head_loss(
         for positions, targets in zip(batch.positions.split(chunk), batch.targets.split(chunk), strict=True):
             logits = decoder.logits(flat.index_select(0, positions).unsqueeze(1), weight, None, shell).flatten(0, 1)
             loss.add_(cross_entropy(logits, targets, 1.0 / trained_tokens)[0])
-
-
-def as_leaves(weights: Weights) -> dict[str, Tensor]:
-    """The same memory as fresh leaves of autograd."""
-    return {name: view.detach().requires_grad_() for name, view in weights.items()}

@@ -16,6 +16,7 @@ from slideformer.layout import FlatLayout
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
+from slideformer.optim.threads import cpu_threads
 from slideformer.plan.sizes import Sizes
 from slideformer.storage.checkpoint import UnitState
 from slideformer.streams import Lanes, lanes_for
@@ -29,7 +30,8 @@ class Engine:
         sizes: what the plan decided.
         dtype: compute in bfloat16 or float32.
         lanes: by default those of the decoder's device.
-        threads: of the CPU optimizer; by default all that this process may use.
+        threads: of the CPU optimizer; by default all that this process may use, and beside an accelerator two fewer,
+            for the threads that keep it busy.
 
     The weights are zero until `load`; `close` (or leaving the `with` block) frees pinned memory and the worker.
     """
@@ -46,6 +48,7 @@ class Engine:
         self.lanes = lanes or lanes_for(decoder.device)
         on_accelerator = self.lanes.device.type != "cpu"
         self.allocator = HostAllocator(pin=on_accelerator)
+        threads = threads or optimizer_threads(on_accelerator)
         pin_lo = on_accelerator and dtype == torch.float32  # in bf16 the GPU never sees the remainders
         self.states = {
             unit: LayerState(unit, layout, self.allocator, pin_lo, threads) for unit, layout in layouts(decoder).items()
@@ -163,6 +166,12 @@ class Engine:
                 f"an earlier step failed ({type(self._failure).__name__}), so layers may be of different steps",
                 "start again from the last saved model",
             ) from self._failure
+
+
+def optimizer_threads(on_accelerator: bool) -> int:
+    """One thread submits forward, another (autograd's) backward: neither should wait for a core."""
+    available = cpu_threads()
+    return available - 2 if on_accelerator and available > 4 else available
 
 
 def layouts(decoder: Decoder) -> dict[str, FlatLayout]:

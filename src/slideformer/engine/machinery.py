@@ -107,7 +107,7 @@ class Machinery:
         )
         boundary = sizes.micro_batch_tokens * decoder.hidden
         self.saved = ActivationStore(
-            lanes, allocator, range(sizes.host_boundaries), sizes.micro_batches, boundary, dtype
+            lanes, allocator, range(sizes.boundaries_on_host(decoder.depth)), sizes.micro_batches, boundary, dtype
         )
         self.table = EmbeddingTable(lanes, allocator, states[EMBEDDING], sizes.step_tokens, dtype, decoder.padding_row)
         self._wire_head(allocator, dtype)
@@ -176,6 +176,10 @@ class Machinery:
                 self.head.fetch()
             else:
                 self.window.fetch(i)
+
+    def keeps(self, i: int) -> bool:
+        """Whether block i's forward is kept for its backward: the last blocks, which come first there."""
+        return i >= self.decoder.depth - self.sizes.kept
 
     def fetch_shell(self) -> Weights:
         self._shell_window.fetch(0)

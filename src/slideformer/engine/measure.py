@@ -14,6 +14,7 @@ from slideformer.memory.gradients import Accumulator
 from slideformer.models.architecture import Decoder
 from slideformer.models.stand_ins import DecoderInputs
 from slideformer.plan.footprint import ModelSizes, Work
+from slideformer.plan.planner import TARGET_TOKENS
 
 HEAD_TOKENS = 256  # of the measured head chunk
 
@@ -35,7 +36,7 @@ def model_sizes(decoder: Decoder) -> ModelSizes:
 
 
 def measure_work(decoder: Decoder, length: int, dtype: torch.dtype) -> Work:
-    """Run every kind of block over one and two sequences of `length`, and the head over a few tokens.
+    """Run every kind of block over one and over many sequences of `length`, and the head over a few tokens.
 
     On the CPU, which does not count its allocations, this is an estimate from what autograd saves.
     """
@@ -48,9 +49,10 @@ def measure_work(decoder: Decoder, length: int, dtype: torch.dtype) -> Work:
     del warm_up
     torch.accelerator.synchronize()
     workspace = torch.cuda.memory_allocated(decoder.device) - before
-    one, two = (max(_peak_bytes(_run_block(decoder, i, b, length, dtype)) for i in kinds) for b in (1, 2))
+    slope, fixed = _line(lambda b: max(_peak_bytes(_run_block(decoder, i, b, length, dtype)) for i in kinds), length)
+    kept = max(_held_by(decoder, i, 2, length, dtype) - _held_by(decoder, i, 1, length, dtype) for i in kinds)
     few, more = (_peak_bytes(_run_head(decoder, dtype, tokens)) for tokens in (HEAD_TOKENS, 2 * HEAD_TOKENS))
-    return Work(two - one, 2 * one - two, _inputs_bytes(decoder, length, dtype), (more - few) // HEAD_TOKENS, workspace)
+    return Work(slope, fixed, _inputs_bytes(decoder, length, dtype), (more - few) // HEAD_TOKENS, workspace, kept)
 
 
 def _peak_bytes(work: Callable[[], object]) -> int:
@@ -64,13 +66,52 @@ def _peak_bytes(work: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
+def _line(bytes_of: Callable[[int], int], length: int) -> tuple[int, int]:
+    """(bytes a sequence, fixed bytes) from one sequence and from as many as a micro-batch preferably has.
+
+    A peak is the largest of several moments, each linear in the sequences: between two measured points the line through
+    them is never below it, but beyond them it can be.
+    """
+    one, many = bytes_of(1), max(2, TARGET_TOKENS // length)
+    while True:
+        try:
+            slope = -(-(bytes_of(many) - one) // (many - 1))
+            return slope, one - slope
+        except torch.OutOfMemoryError:  # then no micro-batch will have so many
+            if many == 2:
+                raise
+            many = max(2, many // 2)
+
+
+def _held_by(decoder: Decoder, i: int, batch: int, length: int, dtype: torch.dtype) -> int:
+    """Device memory that a block which is kept holds between forward and backward."""
+    weights = FlatLayout(decoder.block_shapes(i)).views(_zeros(decoder, i, dtype))
+    inputs, micro_batch = _example(decoder, batch, length, dtype)
+    before = torch.cuda.memory_allocated()
+    with preferred_attention(decoder.device):
+        tape = compute.block_recorded(decoder, i, weights, inputs.hidden, inputs, micro_batch, keep=True)
+    tape.take_output()
+    return torch.cuda.memory_allocated() - before
+
+
+def _zeros(decoder: Decoder, i: int, dtype: torch.dtype) -> Tensor:
+    """A slot for block i."""
+    return torch.zeros(FlatLayout(decoder.block_shapes(i)).numel, dtype=dtype, device=decoder.device)
+
+
 def _run_block(decoder: Decoder, i: int, batch: int, length: int, dtype: torch.dtype) -> Callable[[], object]:
     layout = FlatLayout(decoder.block_shapes(i))
-    weights = layout.views(torch.zeros(layout.numel, dtype=dtype, device=decoder.device))
+    weights = layout.views(_zeros(decoder, i, dtype))
     into = Accumulator(layout, torch.empty(layout.numel, dtype=dtype, device=decoder.device))
     inputs, micro_batch = _example(decoder, batch, length, dtype)
     x, dy = torch.randn_like(inputs.hidden), torch.randn_like(inputs.hidden)
-    return lambda: compute.block_backward(decoder, i, weights, x, dy, inputs, micro_batch, into)
+
+    def run() -> Tensor:
+        tape = compute.block_recorded(decoder, i, weights, x, inputs, micro_batch, keep=False)
+        tape.take_output()
+        return compute.block_backward(tape, weights, x, dy, into)
+
+    return run
 
 
 def _run_head(decoder: Decoder, dtype: torch.dtype, tokens: int) -> Callable[[], object]:
@@ -136,7 +177,8 @@ def _estimate_on_cpu(decoder: Decoder, length: int, dtype: torch.dtype) -> Work:
     short = min(length, 64)
     saved = max(_saved_bytes(decoder, i, short, dtype) for i in block_kinds(decoder)) * length // short
     fixed = max(layout.numel for layout in model_sizes(decoder).layouts.values()) * dtype.itemsize
-    return Work(2 * saved, fixed, _inputs_bytes(decoder, length, dtype), decoder.vocabulary * (dtype.itemsize + 12), 0)
+    inputs, logits = _inputs_bytes(decoder, length, dtype), decoder.vocabulary * (dtype.itemsize + 12)
+    return Work(2 * saved, fixed, inputs, logits, 0, kept_bytes=saved)
 
 
 def _saved_bytes(decoder: Decoder, i: int, length: int, dtype: torch.dtype) -> int:

@@ -3,6 +3,7 @@
 from slideformer.data.batches import Batch
 from slideformer.engine import compute
 from slideformer.engine.machinery import Machinery, StepResult
+from slideformer.engine.tape import Tape
 from slideformer.optim.adamw import AdamWStep
 
 
@@ -18,12 +19,14 @@ def train_step(e: Machinery, micro_batches: list[Batch], hyper: AdamWStep, max_n
 
     inputs = [run(compute.enter, decoder, batch, rows, shell) for batch in batches]
     xs = [run(compute.hidden_of, entered) for entered in inputs]
+    tapes: dict[tuple[int, int], Tape] = {}
     e.fetch(range(e.window.depth))
     for i in range(n):
         weights = e.window.layer(i)
         for m, batch in enumerate(batches):
             e.saved.save(i, m, xs[m], e.hidden_shape(batch))
-            xs[m] = run(compute.block_forward, decoder, i, weights, xs[m], inputs[m], batch)
+            tapes[i, m] = run(compute.block_recorded, decoder, i, weights, xs[m], inputs[m], batch, e.keeps(i))
+            xs[m] = run(compute.output_of, tapes[i, m])
         e.window.release(i)
         e.fetch([i + e.window.depth])  # behind the last block comes the head
 
@@ -41,9 +44,9 @@ def train_step(e: Machinery, micro_batches: list[Batch], hyper: AdamWStep, max_n
 
     for i in reversed(range(n)):
         weights, d_weights = e.window.layer(i), e.gradients.open(e.layouts[i])
-        for m, batch in enumerate(batches):
+        for m in range(len(batches)):
             x = e.saved.load(i, m)
-            dxs[m] = run(compute.block_backward, decoder, i, weights, x, dxs[m], inputs[m], batch, d_weights)
+            dxs[m] = run(compute.block_backward, tapes.pop((i, m)), weights, x, dxs[m], d_weights)
             e.saved.release(i, m)
         e.window.release(i)
         e.submit_block(result, i, d_weights)

@@ -56,6 +56,7 @@ class Work:
         inputs_bytes: masks and rotary tables of one sequence.
         logit_bytes: per token of a head chunk, loss and gradient together.
         workspace_bytes: what libraries keep once they have been used.
+        kept_bytes: what a block that is kept whole holds of one sequence until its backward, beside its input.
     """
 
     block_bytes: int
@@ -63,6 +64,7 @@ class Work:
     inputs_bytes: int
     logit_bytes: int
     workspace_bytes: int
+    kept_bytes: int = 0
 
 
 def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
@@ -77,7 +79,7 @@ def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
             model.vocabulary, model.embedding_width, sizes.step_tokens, dtype
         ),
         "activations": ActivationStore.host_bytes_needed(
-            sizes.host_boundaries, sizes.micro_batches, boundary, dtype.itemsize
+            sizes.boundaries_on_host(len(model.blocks)), sizes.micro_batches, boundary, dtype.itemsize
         ),
         "token ids": TokenFeed.bytes_needed(sizes.step_indices),
     }
@@ -99,10 +101,12 @@ def device_bytes(model: ModelSizes, work: Work, sizes: Sizes, dtype: torch.dtype
         + TokenFeed.bytes_needed(sizes.step_indices),
         "libraries": work.workspace_bytes,
         "activations": ActivationStore.device_bytes_needed(
-            n, sizes.host_boundaries, sizes.micro_batches, boundary, size
+            n, sizes.boundaries_on_host(n), sizes.micro_batches, boundary, size
         )
         + sizes.micro_batches * boundary * size,
     }
+    sequences = sizes.micro_batches * sizes.micro_batch_size
+    always["kept for backward"] = min(sizes.kept, n) * sequences * work.kept_bytes
     block_work = work.block_fixed_bytes + work.block_bytes * sizes.micro_batch_size
     head_work = HeadWeight.bytes_needed(model.layouts[model.head].numel, dtype) + work.logit_bytes * sizes.head_chunk
     return {

@@ -1,5 +1,7 @@
 """The decision: sizes that fit the budgets, or a refusal that says what would."""
 
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,6 +27,7 @@ class Workload:
         batch_size: sequences a step.
         max_length: tokens of the longest.
         clipping: whether gradients wait for their norm.
+        recompute_all: keep nothing of a block's forward for its backward.
     """
 
     batch_size: int
@@ -32,6 +35,7 @@ class Workload:
     clipping: bool
     micro_batch_size: int | None = None
     window_depth: int | None = None
+    recompute_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def make_plan(
     """The first of the preferred sizes that fits.
 
     Preferred: micro-batches of about `TARGET_TOKENS`, then a window of three layers, then as many boundary activations
-    on the device as there is room for.
+    on the device as there is room for, then as little recomputation.
 
     Args:
         device_budget_bytes: None where layers compute in host memory; what they need is then counted there.
@@ -95,13 +99,14 @@ def make_plan(
     Raises:
         DoesNotFit: with what is needed, and what would fit.
     """
-    plans = [
-        _plan(sizes, model, work, dtype, host_budget_bytes, device_budget_bytes, process_bytes)
-        for sizes in _candidates(model, workload, dtype)
-    ]
+
+    def plan_of(sizes: Sizes) -> Plan:
+        return _plan(sizes, model, work, dtype, host_budget_bytes, device_budget_bytes, process_bytes)
+
+    plans = [plan_of(sizes) for sizes in _candidates(model, workload, dtype)]
     for plan in plans:
-        if _fits_device(plan) and _fits_host(plan):
-            return plan
+        if _fits(plan):
+            return _keep_what_fits(plan, workload, plan_of)
     raise _does_not_fit(_least_demanding(plans), workload)
 
 
@@ -128,6 +133,18 @@ def _candidates(model: ModelSizes, workload: Workload, dtype: torch.dtype) -> li
     ]
 
 
+def _keep_what_fits(plan: Plan, workload: Workload, plan_of: Callable[[Sizes], Plan]) -> Plan:
+    """Spend the memory that is left on keeping forwards for their backward, the last layers first."""
+    most = 0 if workload.recompute_all else len(plan.model.blocks)
+    return _last_that_fits([replace(plan.sizes, kept=kept) for kept in range(most + 1)], plan_of)
+
+
+def _last_that_fits(ascending: list[Sizes], plan_of: Callable[[Sizes], Plan]) -> Plan:
+    """The hungriest plan that fits, of sizes each of which needs more than the one before; the first does fit."""
+    fits = bisect_right(ascending, False, key=lambda sizes: not _fits(plan_of(sizes)))
+    return plan_of(ascending[max(0, fits - 1)])
+
+
 def _micro_batch_sizes(workload: Workload) -> list[int]:
     if workload.micro_batch_size:
         return [workload.micro_batch_size]
@@ -151,6 +168,10 @@ def _plan(
     if device_budget_bytes is None:
         return replace(plan, host={**host, "computation": plan.device_peak_bytes})
     return plan
+
+
+def _fits(plan: Plan) -> bool:
+    return _fits_device(plan) and _fits_host(plan)
 
 
 def _fits_device(plan: Plan) -> bool:

@@ -14,6 +14,7 @@ class Sizes:
         gradient_slots: gradients that may wait on the host for their update.
         host_boundaries: layers (the first ones) whose boundary activations go to host memory.
         head_chunk: tokens whose logits exist at once.
+        kept: layers (the last ones) whose forward is kept whole for backward; the others are recomputed.
     """
 
     window_depth: int
@@ -23,6 +24,7 @@ class Sizes:
     gradient_slots: int
     host_boundaries: int
     head_chunk: int
+    kept: int = 0
 
     @property
     def micro_batch_tokens(self) -> int:
@@ -31,6 +33,10 @@ class Sizes:
     @property
     def step_tokens(self) -> int:
         return self.micro_batch_tokens * self.micro_batches
+
+    def boundaries_on_host(self, depth: int) -> int:
+        """Of `depth` layers; a layer that is kept whole keeps its input, too."""
+        return min(self.host_boundaries, depth - min(self.kept, depth))
 
     @property
     def step_indices(self) -> int:

@@ -20,7 +20,7 @@ def render(plan: "Plan") -> str:
     lines = [
         f"plan: {plan.model.parameters / 1e9:.3g}B parameters in {len(plan.model.blocks)} blocks, "
         f"{sizes.window_depth} in the window; {batch} of up to {sizes.max_length} tokens a step; "
-        f"{kept} of {len(plan.model.blocks)} boundary activations stay on the device"
+        f"{kept} of {len(plan.model.blocks)} boundary activations stay on the device; {_recomputation(plan)}"
     ]
     return "\n".join([*lines, _tables(plan)])
 
@@ -49,3 +49,8 @@ def _add_tier(table: Table, tier: str, parts: dict[str, int], total: int, budget
             table.add_row(tier, name, format_bytes(size), "")
             tier = ""
     table.add_row("", "total", format_bytes(total), format_bytes(budget), end_section=True)
+
+
+def _recomputation(plan: "Plan") -> str:
+    recomputed = len(plan.model.blocks) - plan.sizes.kept
+    return f"{recomputed or 'no'} blocks are recomputed"

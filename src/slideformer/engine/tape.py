@@ -1,0 +1,177 @@
+"""One block's forward, remembered until its backward: kept whole, or recomputed from its input.
+
+Autograd records every forward; what it saves is held by hooks:
+
+- *Kept*: tensors as they are, so that backward starts at once. Weights are saved by their place in the slot, never by
+  value: by the time of backward another layer may lie in the slot that forward read, and the layer in another.
+- *Recomputed*: only how many tensors there were. Backward runs the block again, up to the last tensor that is needed,
+  which in most families leaves out the last and one of the largest matmuls.
+
+Both run the same kernels on the same numbers: same bits. `torch.utils.checkpoint` does what `Recomputed` does, and
+costs the host twice the time a block.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
+
+from slideformer.memory.gradients import Accumulator
+
+Weights = dict[str, Tensor]
+Forward = Callable[[Weights, Tensor], Tensor]
+
+
+class Tape:
+    """Runs a block once forward and once backward.
+
+    Args:
+        forward: (weights, x) -> y, the same function of the same numbers whenever it is called.
+        weights: parameter name -> view of a slot.
+        x: [b, t, hidden], the block's input.
+        keep: hold what backward needs; else recompute it.
+    """
+
+    def __init__(self, forward: Forward, weights: Weights, x: Tensor, keep: bool):
+        leaves = as_leaves(weights)
+        # Autograd holds the leaves of its graph; this one has the input's shape and no memory.
+        stand_in = x.new_empty(()).expand(x.shape).requires_grad_()
+        self._saved = Kept(storage_of(weights)) if keep else Recomputed(forward)
+        with torch.enable_grad(), saved_tensors_hooks(self._saved.pack, self._saved.unpack):
+            y = forward(leaves, Substitute.apply(stand_in, x))  # pyright: ignore[reportArgumentType]
+        self._leaves: list[Tensor] = [stand_in, *leaves.values()]
+        self._end: GradientEdge | None = get_gradient_edge(y)
+        self._y: Tensor | None = y.detach()
+
+    def take_output(self) -> Tensor:
+        """y, once: the tape does not hold it."""
+        y, self._y = self._y, None
+        assert y is not None
+        return y
+
+    def backward(self, weights: Weights, x: Tensor, dy: Tensor, into: Accumulator) -> Tensor:
+        """dx; adds the weights' gradients to `into`. Once.
+
+        Args:
+            weights: the same weights as in forward, in whichever slot they are now.
+            x: the block's input again; not read where everything was kept.
+        """
+        assert self._end is not None
+        self._saved.bind(weights, x)
+        dx, *gradients = torch.autograd.grad([self._end], self._leaves, [dy], allow_unused=True)
+        # The graph holds the hooks: let go of it here, or memory waits for the garbage collector.
+        self._end, self._leaves = None, []
+        self._saved.unbind()
+        into.add(gradients)
+        return dx
+
+
+@dataclass(frozen=True)
+class PlaceInSlot:
+    """A saved tensor that is a view of the weights: where it lies in whatever slot holds the layer."""
+
+    offset: int
+    size: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Kept:
+    """Saved tensors as they are, but weights by their place."""
+
+    def __init__(self, slot: torch.UntypedStorage):
+        self._address = slot.data_ptr()
+        self._slot: torch.UntypedStorage | None = None
+
+    def bind(self, weights: Weights, x: Tensor) -> None:
+        self._slot = storage_of(weights)
+
+    def unbind(self) -> None:
+        self._slot = None
+
+    def pack(self, tensor: Tensor) -> Tensor | PlaceInSlot:
+        if tensor.untyped_storage().data_ptr() != self._address:
+            return tensor
+        return PlaceInSlot(tensor.storage_offset(), tensor.size(), tensor.stride(), tensor.dtype)
+
+    def unpack(self, saved: Tensor | PlaceInSlot) -> Tensor:
+        if isinstance(saved, Tensor):
+            return saved
+        assert self._slot is not None
+        view = torch.empty(0, dtype=saved.dtype, device=self._slot.device)
+        return view.set_(self._slot, saved.offset, saved.size, saved.stride)
+
+
+class Recomputed:
+    """Saved tensors by number; the first that is asked for brings all of them back."""
+
+    def __init__(self, forward: Forward):
+        self._forward = forward
+        self._count = 0
+        self._again: list[Tensor | None] = []
+        self._bound: tuple[Weights, Tensor] | None = None
+
+    def bind(self, weights: Weights, x: Tensor) -> None:
+        self._bound = as_leaves(weights), x.detach().requires_grad_()
+
+    def unbind(self) -> None:
+        self._bound, self._again = None, []
+
+    def pack(self, tensor: Tensor) -> int:
+        self._count += 1
+        return self._count - 1
+
+    def unpack(self, number: int) -> Tensor:
+        if not self._again:
+            self._recompute()
+        tensor, self._again[number] = self._again[number], None  # each is asked for once, and its memory is needed
+        assert tensor is not None
+        return tensor
+
+    def _recompute(self) -> None:
+        assert self._bound is not None
+        try:
+            with torch.enable_grad(), saved_tensors_hooks(self._save_again, refuse):
+                self._forward(*self._bound)
+        except LastTensorSaved:
+            pass
+        if len(self._again) != self._count:
+            raise RuntimeError(f"a block saved {self._count} tensors and {len(self._again)} when it was recomputed")
+
+    def _save_again(self, tensor: Tensor) -> None:
+        self._again.append(tensor.detach())
+        if len(self._again) == self._count:
+            raise LastTensorSaved
+
+
+class LastTensorSaved(Exception):
+    """Nothing that the recomputation still had to do is needed."""
+
+
+class Substitute(torch.autograd.Function):
+    """The value of one tensor with the gradient going to another: (stand-in, value) -> value."""
+
+    @staticmethod
+    def forward(ctx: Any, stand_in: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0], None
+
+
+def refuse(_: Any) -> Tensor:
+    raise RuntimeError("the graph of a recomputation is not for backward")
+
+
+def as_leaves(weights: Weights) -> Weights:
+    """The same memory as fresh leaves of autograd."""
+    return {name: view.detach().requires_grad_() for name, view in weights.items()}
+
+
+def storage_of(weights: Weights) -> torch.UntypedStorage:
+    """The memory of the slot that holds them all."""
+    return next(iter(weights.values())).untyped_storage()
