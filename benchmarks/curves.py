@@ -20,7 +20,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from slideformer.config import Config, load_config
-from slideformer.data.batches import BatchStream
 from slideformer.data.chat import IGNORED
 from slideformer.metrics import read_metrics
 from slideformer.trainer import Job, Trainer, hyper_at, prepare
@@ -47,7 +46,7 @@ def plain_losses(config: Config) -> list[float]:
     weights = dict(model.named_parameters())
     masters = {name: nn.Parameter(w.detach().float()) for name, w in weights.items()}
     optimizer = torch.optim.AdamW(_decay_groups(masters, job, config))
-    stream = BatchStream(job.examples, config.batch_size, shuffle=config.data.shuffle, seed=config.seed, pad_id=0)
+    stream = job.batches()
     losses = []
     for step in range(1, job.steps + 1):
         hyper, batch = hyper_at(config, job.steps, step), stream.at(step - 1)

@@ -168,7 +168,7 @@ def test_help_lists_every_setting_within_the_terminal(
         main(["train", "--help"])
     text = capsys.readouterr().out
     assert end.value.code == 0 and max(map(len, text.splitlines())) <= 80
-    for words in ("learning_rate        1e-05 ", "budget.gpu           null ", "data.path            required "):
+    for words in ("learning_rate        1e-05 ", "budget.gpu           null ", "output_dir           required "):
         assert words in text
 
 

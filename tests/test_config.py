@@ -117,7 +117,8 @@ def test_a_key_like_no_other_points_at_the_list(config_file: Path):
         ("--budget.gpu=8XB", "a size such as 24GiB or null"),
         ("--data.shuffle=perhaps", "true or false"),
         ("--model=", "a name"),
-        ("--data.path=null", "a path"),
+        ("--output_dir=null", "a path"),
+        ("--data.train_on=prompt", "assistant, last or everything"),
     ],
 )
 def test_a_bad_value_names_key_value_and_range(config_file: Path, override: str, allowed: str):
@@ -210,4 +211,37 @@ def test_python_callers_get_the_same_checks():
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_examples_are_valid(file: Path):
-    assert load_config(file).data.path.suffix == ".jsonl"
+    data = load_config(file).data
+    assert data.path and data.path.suffix == ".jsonl"
+
+
+def with_data(tmp_path: Path, data: str) -> Path:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"model: m\noutput_dir: o\ndata: {data}\n")
+    return file
+
+
+def test_one_path_is_one_source(tmp_path: Path):
+    data = load_config(with_data(tmp_path, "{path: org/set, split: test, revision: 1a2b}")).data
+    (source,) = data.all_sources()
+    assert (str(source.path), source.split, source.revision, source.weight) == ("org/set", "test", "1a2b", 1)
+
+
+def test_several_sources_have_weights(tmp_path: Path):
+    data = load_config(with_data(tmp_path, "{sources: [{path: a.jsonl}, {path: b.csv, weight: 0.5}]}")).data
+    assert [(source.path.name, source.weight) for source in data.all_sources()] == [("a.jsonl", 1), ("b.csv", 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("{path: a.jsonl, sources: [{path: b.jsonl}]}", "data.sources stands beside path"),
+        ("{sources: [{path: b.jsonl}], split: test}", "data.sources stands beside path"),
+        ("{sources: [{path: b.jsonl, wieght: 2}]}", "did you mean data.sources.weight"),
+        ("{sources: [{weight: 2}]}", "data.sources.path is missing"),
+        ("{sources: [{path: b.jsonl, weight: 0}]}", "data.sources.weight = 0, expected a number > 0"),
+        ("{sources: b.jsonl}", "data.sources = b.jsonl, expected a list of sources"),
+    ],
+)
+def test_mistakes_in_sources_are_named(tmp_path: Path, data: str, words: str):
+    assert words in str(error_of(with_data(tmp_path, data)))

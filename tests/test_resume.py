@@ -179,3 +179,17 @@ def test_only_the_newest_are_kept_and_models_come_on_request(model: Path, tmp_pa
     runs.stopped_at(3)
     assert runs.resume() == 0
     runs.assert_same_result()
+
+
+def test_other_weights_of_the_sources_are_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = write_records(tmp_path / "data.jsonl", RECORDS)
+
+    def train(weight: float, *words: str) -> int:
+        sources = {"sources": [{"path": str(data), "weight": weight}], "cache_dir": None}
+        settings = {**SETTINGS, "max_steps": 3, "data": sources}
+        config = write_config(tmp_path / "run.yaml", model, data, tmp_path / "out", **settings)
+        return main(["train", str(config), *words])
+
+    assert train(0.5) == 0
+    assert train(0.8, "--resume_from_checkpoint=auto") == 1
+    assert "the weights of data.sources were [0.5], now [0.8]" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """A run from the command line: what it writes, when, and that its models load anywhere."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import save_tiny_model
 from tiny_runs import Run, make_records, plain_training, train, write_config, write_records
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from slideformer.cli import main
 from slideformer.storage.lock import locked
@@ -141,3 +145,32 @@ def test_asking_for_a_gpu_where_there_is_none(model: Path, tmp_path: Path, capsy
     assert capsys.readouterr().err == (
         "error: device: cuda, but PyTorch sees no GPU\nhint: check the driver, or set device: cpu\n"
     )
+
+
+def test_the_run_s_chat_template_is_saved_with_the_model(model: Path, tmp_path: Path):
+    words = ["[UNK]", "hello", "there", "user", "assistant"]
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()  # type: ignore[assignment]  # the stubs lack the setter's type
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template="the tokenizer's own")
+    with_tokenizer = tmp_path / "model"
+    shutil.copytree(model, with_tokenizer)
+    tokenizer.save_pretrained(with_tokenizer)
+    template = tmp_path / "chat.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }} {% endfor %}")
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "there"}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    config = tmp_path / "run.yaml"
+    write_config(config, with_tokenizer, tmp_path / "chat.jsonl", tmp_path / "out", max_steps=1, batch_size=1)
+    assert main(["train", str(config), "--data.chat_template", str(template), "--data.train_on=everything"]) == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == template.read_text()
+
+
+def test_weighted_sources_decide_the_steps_of_an_epoch(model: Path, tmp_path: Path):
+    data = [write_records(tmp_path / f"{i}.jsonl", RECORDS) for i in range(2)]
+    sources = [{"path": str(data[0]), "weight": 2}, {"path": str(data[1]), "weight": 0.5}]
+    config = tmp_path / "run.yaml"
+    write_config(config, model, data[0], tmp_path / "out", batch_size=5)
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps({**settings, "data": {"sources": sources, "cache_dir": str(tmp_path / "cache")}}))
+    assert len(train(config, tmp_path / "out").losses) == 5
+    assert len(list((tmp_path / "cache").iterdir())) == 1  # both sources hold the same

@@ -44,7 +44,8 @@ def write_records(path: Path, records: Sequence[Record]) -> Path:
 
 def write_config(path: Path, model: Path, data: Path, output_dir: Path, shuffle: bool = False, **settings: Any) -> Path:
     """A configuration file (JSON is YAML), without the parity check unless asked for."""
-    required = {"model": str(model), "output_dir": str(output_dir), "data": {"path": str(data), "shuffle": shuffle}}
+    records = {"path": str(data), "shuffle": shuffle, "cache_dir": None}
+    required = {"model": str(model), "output_dir": str(output_dir), "data": records}
     path.write_text(json.dumps({**required, "parity_check": False, "device": "cpu", **settings}))
     return path
 

@@ -8,14 +8,16 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from slideformer.data_settings import Data, Section, Source, UserPath
 from slideformer.errors import ConfigError
 from slideformer.units import parse_bytes
 
 COMMAND_LINE = "command line"
+SOURCE_PREFIX = "data.sources."
 
 # What other trainers call a setting -> what it is called here.
 OTHER_NAMES = {
@@ -26,6 +28,9 @@ OTHER_NAMES = {
     "bf16": "compute_dtype",
     "dataset": "data.path",
     "dataset_path": "data.path",
+    "datasets": "data.sources",
+    "train_on_inputs": "data.train_on",
+    "assistant_only_loss": "data.train_on",
     "lr": "learning_rate",
     "epochs": "num_train_epochs",
 }
@@ -36,18 +41,7 @@ def _checked_size(text: str) -> str:
     return text
 
 
-def _expanded(path: Path) -> Path:
-    return path.expanduser()
-
-
 Size = Annotated[str, AfterValidator(_checked_size)]
-UserPath = Annotated[Path, AfterValidator(_expanded)]
-
-
-class Section(BaseModel):
-    """A group of settings that cannot change after validation and holds no unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 class Budget(Section):
@@ -71,15 +65,6 @@ class Budget(Section):
     @property
     def disk_bytes(self) -> int | None:
         return None if self.disk is None else parse_bytes(self.disk)
-
-
-class Data(Section):
-    """What to train on."""
-
-    path: UserPath = Field(description="a JSONL file of messages, prompt/completion, text or input_ids records")
-    shuffle: bool = Field(
-        default=True, description="draw records in a new random order each epoch; false keeps file order"
-    )
 
 
 class Config(Section):
@@ -259,11 +244,13 @@ def _assign(content: dict[str, Any], key: str, value: str | None) -> None:
 def _known_key(key: str, source: str) -> str:
     """`key` itself when it is a setting, else ConfigError naming the nearest one."""
     known = [name for name, _ in setting_fields()]
+    if key.startswith(SOURCE_PREFIX):
+        known = [SOURCE_PREFIX + name for name in Source.model_fields]
     if key in known:
         return key
     if members := [name for name in known if name.startswith(f"{key}.")]:
         raise ConfigError(f"{source}: {key} is a group of settings", hint=f"set {', '.join(members)}")
-    leaf_to_key = {name.rpartition(".")[2]: name for name in known}
+    leaf_to_key = {name.rpartition(".")[2]: name for name in reversed(known)}  # the first of a name
     near = OTHER_NAMES.get(key) or leaf_to_key.get(key)
     near = near or next(iter(difflib.get_close_matches(key, known, n=1)), None)
     hint = f"did you mean {near}?" if near else "`slideformer train --help` lists all settings"
@@ -273,7 +260,7 @@ def _known_key(key: str, source: str) -> str:
 def _config_error(error: ValidationError, path: str, given: Mapping[str, Any]) -> ConfigError:
     """The first problem pydantic found, in our words; unknown keys first, as they explain missing ones."""
     problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))  # no place in data.sources
     source = COMMAND_LINE if key in given else path
     if problem["type"] == "conflict":
         message, _, hint = problem["msg"].partition("; ")
@@ -286,7 +273,7 @@ def _config_error(error: ValidationError, path: str, given: Mapping[str, Any]) -
 
 
 def _value_error(problem: ErrorDetails, key: str, source: str) -> ConfigError:
-    field = dict(setting_fields())[key]
+    field = dict([*setting_fields(), *setting_fields(Source, SOURCE_PREFIX)])[key]
     if problem["type"] == "missing":
         return ConfigError(f"{source}: {key} is missing", hint=f"add {key}: {field.description}")
     message = f"{source}: {key} = {in_yaml(problem['input'])}, expected {expected(field)}"
@@ -303,5 +290,7 @@ def _kind_in_words(kind: Any) -> str:
         return f"{', '.join(most)} or {last}"
     if kind is Size:
         return "a size such as 24GiB"
+    if get_origin(kind) is list:
+        return "a list of sources"
     base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a name", Path: "a path"}[base]

@@ -121,6 +121,15 @@ def _check_same_data(candidate: Candidate, run: RunFacts) -> None:
                 f"{candidate.path}: {key} was {in_yaml(old)} and is {in_yaml(new)} now, so the data's order is another",
                 f"set {key}: {in_yaml(old)}",
             )
+    if (old := _weights(before)) != (new := _weights(run)):
+        raise ConfigError(
+            f"{candidate.path}: the weights of data.sources were {old}, now {new}, so the data's order is another",
+            "give data.sources the weights they had",
+        )
+
+
+def _weights(run: RunFacts) -> list[float]:
+    return [source["weight"] for source in setting(run, "data.sources") or []]
 
 
 def _refuse_to_start_over(output_dir: Path, there: list[Path]) -> None:

@@ -1,6 +1,7 @@
 """The run: data, model, plan, engine, loop, saved model."""
 
 import resource
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ import torch
 
 from slideformer.config import Config
 from slideformer.data.batches import BatchStream
-from slideformer.data.examples import DataReport, Example, fingerprint, make_examples
-from slideformer.data.source import read_records
+from slideformer.data.examples import fingerprint
+from slideformer.data.load import Encoding, LoadedData, apply_chat_template, load_data
 from slideformer.engine.engine import Engine
 from slideformer.engine.measure import measure_work, model_sizes
 from slideformer.engine.parity import check_parity
@@ -39,6 +40,7 @@ from slideformer.storage.lock import locked
 from slideformer.storage.manifest import Data, RunFacts
 from slideformer.units import format_bytes
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -49,8 +51,7 @@ class Job:
     config: Config
     model_path: Path
     model_config: Any
-    examples: list[Example]
-    report: DataReport
+    data: LoadedData
     pad_id: int
     decoder: Decoder
     dtype: torch.dtype
@@ -59,8 +60,19 @@ class Job:
 
     @property
     def steps(self) -> int:
-        per_epoch = -(-len(self.examples) // self.config.batch_size)
-        return total_steps(self.config.max_steps, self.config.num_train_epochs, per_epoch)
+        return total_steps(self.config.max_steps, self.config.num_train_epochs, self.batches().steps_per_epoch)
+
+    def batches(self) -> BatchStream:
+        """The batches of the run, by step number."""
+        config, data = self.config, self.data
+        return BatchStream(
+            data.examples,
+            config.batch_size,
+            shuffle=config.data.shuffle,
+            seed=config.seed,
+            pad_id=self.pad_id,
+            mixture=data.mixture,
+        )
 
     @cached_property
     def facts(self) -> RunFacts:
@@ -69,7 +81,7 @@ class Job:
             steps=self.steps,
             dtype="bf16" if self.dtype == torch.bfloat16 else "fp32",
             micro_batch_size=self.plan.sizes.micro_batch_size,
-            data=Data(records=len(self.examples), sha256=fingerprint(self.examples)),
+            data=Data(records=len(self.data.examples), sha256=fingerprint(self.data.examples)),
             versions=package_versions(),
             config=self.config.model_dump(mode="json"),
         )
@@ -93,9 +105,9 @@ def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
     attention = config.attn_implementation
     customize = apply_liger if kernels == "liger" else None
     decoder = Decoder(model_config, device, attention, customize, config.trust_remote_code)
-    examples, report, pad_id = _read_data(config, path, decoder.vocabulary)
-    plan = _plan(config, decoder, dtype, max(len(example.input_ids) for example in examples), micro_batch_size)
-    return Job(config, path, model_config, examples, report, pad_id, decoder, dtype, kernels, plan)
+    data, pad_id = read_data(config, path, decoder.vocabulary)
+    plan = _plan(config, decoder, dtype, int(data.examples.lengths.max()), micro_batch_size)
+    return Job(config, path, model_config, data, pad_id, decoder, dtype, kernels, plan)
 
 
 def plan_for(config: Config) -> Plan:
@@ -126,7 +138,7 @@ class Trainer:
         remove_hidden(config.output_dir)
         candidates = find_candidates(config)
         job = prepare(config, candidates[0].manifest.run.micro_batch_size if candidates else None)
-        print(job.report)
+        print(job.data.report)
         if config.parity_check:
             print(check_parity(job.model_config, config.trust_remote_code))
         print(job.plan)
@@ -142,9 +154,7 @@ class Trainer:
     def _loop(self, engine: Engine, job: Job, done: int, stop: StopRequest) -> Path | None:
         """Steps `done` + 1 to the last; or, if a stop is requested, to the checkpoint that is returned."""
         config = self.config
-        stream = BatchStream(
-            job.examples, config.batch_size, shuffle=config.data.shuffle, seed=config.seed, pad_id=job.pad_id
-        )
+        stream = job.batches()
         with MetricsLog(config.output_dir / "metrics.jsonl", resume_step=done) as log, ProgressLine(
             job.steps, done, config.logging_steps
         ) as progress, _explained(engine, stream):  # fmt: skip
@@ -179,6 +189,8 @@ def save(engine: Engine, job: Job, directory: Path) -> None:
     stream_out(
         directory, model, job.model_config, engine.weights(job.dtype), dtype=job.dtype, tokenizer_from=job.model_path
     )
+    if job.config.data.chat_template:  # beside the tokenizer, a file of this name is the template that counts
+        shutil.copyfile(job.config.data.chat_template, directory / "chat_template.jinja")
     print(f"saved {directory}")
 
 
@@ -202,25 +214,25 @@ def _device_and_dtype(config: Config) -> tuple[torch.device, torch.dtype]:
     return device, DTYPES[config.compute_dtype]
 
 
-def _read_data(config: Config, model_path: Path, vocabulary: int) -> tuple[list[Example], DataReport, int]:
-    tokenizer = _tokenizer(model_path, config.trust_remote_code)
-    examples, report = make_examples(
-        read_records(config.data.path),
-        tokenizer,
-        max_length=config.max_length,
-        too_long=config.too_long,
-        vocab_size=vocabulary,
-    )
-    return examples, report, (tokenizer.pad_token_id or 0) if tokenizer else 0
+def read_data(config: Config, model_path: Path, vocabulary: int) -> tuple[LoadedData, int]:
+    """The examples to train on, and the id that pads them."""
+    tokenizer = load_tokenizer(model_path, config)
+    encoding = Encoding(
+        config.max_length, config.too_long, vocabulary, config.data.train_on, config.data.cache_dir
+    )  # fmt: skip
+    data = load_data(config.data.all_sources(), tokenizer, encoding)
+    return data, (tokenizer.pad_token_id or 0) if tokenizer else 0
 
 
-def _tokenizer(model_path: Path, trust_remote_code: bool) -> Any:
-    """The model's tokenizer; None where it has none, which tokenized records do not need."""
+def load_tokenizer(model_path: Path, config: Config) -> Any:
+    """The model's tokenizer with the run's chat template; None where it has none: tokenized records need none."""
     from transformers import AutoTokenizer
 
-    if not any((model_path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        return None
-    return AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    tokenizer = None
+    if any((model_path / name).exists() for name in TOKENIZER_FILES):
+        tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=config.trust_remote_code)
+    apply_chat_template(config.data, tokenizer)
+    return tokenizer
 
 
 def _plan(config: Config, decoder: Decoder, dtype: torch.dtype, longest: int, kept_size: int | None) -> Plan:

@@ -26,6 +26,10 @@ ALTERNATING = (
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}{{ m['content'] }}{% endfor %}"
 )
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 TURNS = [
     {"role": "system", "content": "hello"},
     {"role": "user", "content": "two plus two"},
@@ -75,6 +79,35 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer: PreTrained
     assert trained_text(tokenizer, single) == "<think></think>is four<|im_end|>\n"
     error = error_of(tokenizer, "messages", messages=TURNS)
     assert "rewrites" in error.message and "message 3" in error.message and "generation" in error.hint
+    last = encode(record("messages", messages=TURNS), tokenizer, "last")  # as the hint says
+    assert trained_text(tokenizer, last) == "<think></think>there é<|im_end|>\n"
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_only_the_last_answer(tokenizer: PreTrainedTokenizerFast, template: str):
+    tokenizer.chat_template = template
+    tokens = encode(record("messages", messages=TURNS), tokenizer, "last")
+    assert tokens.input_ids == chat_ids(tokenizer)
+    assert trained_text(tokenizer, tokens).rstrip("\n") == "there é<|im_end|>"
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, REWRITING])
+def test_everything(tokenizer: PreTrainedTokenizerFast, template: str):
+    tokenizer.chat_template = template
+    tokens = encode(record("messages", messages=TURNS), tokenizer, "everything")
+    assert tokens.input_ids == tokens.labels == chat_ids(tokenizer)
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_a_conversation_without_an_answer_trains_nothing(tokenizer: PreTrainedTokenizerFast, template: str):
+    tokenizer.chat_template = template
+    for train_on in ("assistant", "last"):
+        assert trained_text(tokenizer, encode(record("messages", messages=TURNS[:2]), tokenizer, train_on)) == ""
+
+
+def test_a_prompt_can_be_trained_as_well(tokenizer: PreTrainedTokenizerFast):
+    tokens = encode(record("completion", prompt="two plus two ", completion="is four"), tokenizer, "everything")
+    assert trained_text(tokenizer, tokens) == "two plus two is four</s>"
 
 
 def test_a_prompt_that_opens_what_the_answer_does_not_is_refused(tokenizer: PreTrainedTokenizerFast):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from slideformer.data.chat import IGNORED
 from slideformer.data.examples import Example
+from slideformer.data.mixture import Mixture
 from slideformer.errors import DataError
 
 
@@ -64,7 +65,8 @@ def collate(examples: Sequence[Example], pad_id: int) -> Batch:
 class BatchStream:
     """Batches by step number, so that resuming is asking for the next step.
 
-    Each epoch passes over all examples once; its last batch may be smaller, as in transformers' Trainer.
+    Each epoch passes over all examples once, or as `mixture` says; its last batch may be smaller, as in transformers'
+    Trainer.
 
     Args:
         examples: at least one.
@@ -72,24 +74,35 @@ class BatchStream:
         shuffle: a new order each epoch; otherwise every epoch keeps the given order.
         seed: together with the epoch, decides the order.
         pad_id: token id of padding; it is never trained.
+        mixture: the sources of `examples` and their weights; None: one source.
 
     Raises:
         DataError: there are no examples.
     """
 
-    def __init__(self, examples: Sequence[Example], batch_size: int, *, shuffle: bool, seed: int, pad_id: int = 0):
-        if not examples:
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        pad_id: int = 0,
+        mixture: Mixture | None = None,
+    ):
+        if not len(examples):
             raise DataError("there is nothing to train on", hint="give data.path a file with at least one record")
         self._examples = examples
         self._batch_size = batch_size
         self._shuffle = shuffle
         self._seed = seed
         self._pad_id = pad_id
+        self._mixture = mixture or Mixture([len(examples)], [1.0])
         self._epoch_and_order = (-1, np.arange(0))
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-len(self._examples) // self._batch_size)
+        return -(-sum(self._mixture.draws) // self._batch_size)
 
     def at(self, step: int) -> Batch:
         """The batch of optimizer step `step`, counted from 0 over all epochs."""
@@ -100,9 +113,6 @@ class BatchStream:
 
     def _order(self, epoch: int) -> np.ndarray:
         if self._epoch_and_order[0] != epoch:
-            order = np.arange(len(self._examples))
-            if self._shuffle:
-                # Not torch.randperm: its CPU generator keeps only the low 32 bits of a seed.
-                np.random.default_rng([self._seed, epoch]).shuffle(order)
+            order = self._mixture.order(epoch, shuffle=self._shuffle, seed=self._seed)
             self._epoch_and_order = (epoch, order)
         return self._epoch_and_order[1]

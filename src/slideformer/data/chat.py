@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slideformer.data.source import Record
+from slideformer.data_settings import TrainOn
 from slideformer.errors import DataError
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100  # the label of a token that is not trained, as in transformers
 Fields = dict[str, Any]
+Turns = list[dict[str, Any]]
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
@@ -23,11 +25,14 @@ class Tokens(NamedTuple):
     labels: list[int]
 
 
-def encode(record: Record, tokenizer: "PreTrainedTokenizerBase | None") -> Tokens:
+def encode(record: Record, tokenizer: "PreTrainedTokenizerBase | None", train_on: TrainOn = "assistant") -> Tokens:
     """Turn one record into tokens.
 
     Loss is taken on the assistant's turns of `messages`, on the `completion` after a `prompt`, and on all of a
     `text`; the last two end with the end-of-sequence token. Tokenized records are used exactly as given.
+
+    Args:
+        train_on: "last" takes only the last assistant turn, "everything" also what is not the assistant's.
 
     Raises:
         DataError: the record cannot be turned into tokens; names file and line.
@@ -38,7 +43,7 @@ def encode(record: Record, tokenizer: "PreTrainedTokenizerBase | None") -> Token
         if tokenizer is None:
             raise DataError("the model has no tokenizer", hint="give records with input_ids")
         of_kind = {"messages": _conversation, "completion": _completion, "text": _text}
-        return of_kind[record.kind](record.fields, tokenizer)
+        return of_kind[record.kind](record.fields, tokenizer, train_on)
     except DataError as error:
         raise DataError(f"{record.place}: {error.message}", hint=error.hint) from error.__cause__
 
@@ -55,29 +60,30 @@ def _tokenized(fields: Fields) -> Tokens:
     return Tokens(input_ids, labels)
 
 
-def _text(fields: Fields, tokenizer: "PreTrainedTokenizerBase") -> Tokens:
+def _text(fields: Fields, tokenizer: "PreTrainedTokenizerBase", _: TrainOn) -> Tokens:
     text = _string(fields, "text")
     return _ended(_spans_to_tokens(tokenizer, text, [(0, len(text))], add_special_tokens=True), tokenizer)
 
 
-def _completion(fields: Fields, tokenizer: "PreTrainedTokenizerBase") -> Tokens:
+def _completion(fields: Fields, tokenizer: "PreTrainedTokenizerBase", train_on: TrainOn) -> Tokens:
     prompt, completion = _string(fields, "prompt"), _string(fields, "completion")
     text = prompt + completion
-    trained = [(len(prompt), len(text))]
+    trained = [(0 if train_on == "everything" else len(prompt), len(text))]
     return _ended(_spans_to_tokens(tokenizer, text, trained, add_special_tokens=True), tokenizer)
 
 
-def _conversation(fields: Fields, tokenizer: "PreTrainedTokenizerBase") -> Tokens:
+def _conversation(fields: Fields, tokenizer: "PreTrainedTokenizerBase", train_on: TrainOn) -> Tokens:
     messages, tools = _checked_messages(fields["messages"]), fields.get("tools")
     if not tokenizer.chat_template:
         raise DataError("the tokenizer has no chat template", hint="give prompt/completion records")
     try:
-        if GENERATION_MARK.search(tokenizer.get_chat_template(tools=tools)):
-            marked: Any = tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-            )
-            return _masked(marked["input_ids"], marked["assistant_masks"])
-        text, trained = _assistant_spans(tokenizer, messages, tools)
+        if train_on == "everything":
+            text = _rendered(tokenizer, messages, tools)
+            trained = [(0, len(text))]
+        elif GENERATION_MARK.search(tokenizer.get_chat_template(tools=tools)):
+            return _by_generation_marks(tokenizer, messages, tools, train_on)
+        else:
+            text, trained = _assistant_spans(tokenizer, messages, tools, train_on)
     except DataError:
         raise
     except Exception as error:  # templates are programs and raise what they like
@@ -86,35 +92,48 @@ def _conversation(fields: Fields, tokenizer: "PreTrainedTokenizerBase") -> Token
     return _spans_to_tokens(tokenizer, text, trained, add_special_tokens=False)
 
 
+def _by_generation_marks(
+    tokenizer: "PreTrainedTokenizerBase", messages: Turns, tools: Any, train_on: TrainOn
+) -> Tokens:
+    marked: Any = tokenizer.apply_chat_template(
+        messages, tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    mask = list(marked["assistant_masks"])
+    if train_on == "last" and 1 in mask:
+        end = len(mask) - mask[::-1].index(1)
+        start = end - [*mask[:end][::-1], 0].index(0)  # of the last run of ones
+        mask[:start] = [0] * start
+    return _masked(marked["input_ids"], mask)
+
+
 def _assistant_spans(
-    tokenizer: "PreTrainedTokenizerBase", messages: list[dict[str, Any]], tools: Any
+    tokenizer: "PreTrainedTokenizerBase", messages: Turns, tools: Any, train_on: TrainOn
 ) -> tuple[str, list[tuple[int, int]]]:
     """The conversation as text, and the (start, stop) characters that the assistant wrote.
 
     A turn is what the template adds to the prompt for it. That holds only if earlier text stays as it was, so each
     part is checked to be a beginning of the whole.
     """
-
-    def render(count: int, prompt: bool) -> str:
-        text = tokenizer.apply_chat_template(
-            messages[:count], tools=tools, tokenize=False, add_generation_prompt=prompt
-        )
-        assert isinstance(text, str)
-        return text
-
-    whole = render(len(messages), prompt=False)
+    whole = _rendered(tokenizer, messages, tools)
+    turns = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
     spans = []
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before, through = render(turn, prompt=True), render(turn + 1, prompt=False)
+    for turn in turns[-1:] if train_on == "last" else turns:
+        before = _rendered(tokenizer, messages[:turn], tools, prompt=True)
+        through = whole if turn + 1 == len(messages) else _rendered(tokenizer, messages[: turn + 1], tools)
         if not (whole.startswith(through) and through.startswith(before)):
             raise DataError(
                 f"the chat template rewrites text around message {turn + 1}, so its answer cannot be told apart",
-                hint="mark answers in the template with {% generation %}, or give prompt/completion records",
+                hint="mark answers in the template with {% generation %}, set data.train_on: last, "
+                "or give prompt/completion records",
             )
         spans.append((len(before), len(through)))
     return whole, spans
+
+
+def _rendered(tokenizer: "PreTrainedTokenizerBase", messages: Turns, tools: Any, prompt: bool = False) -> str:
+    text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)
+    assert isinstance(text, str)
+    return text
 
 
 def _spans_to_tokens(

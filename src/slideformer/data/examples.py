@@ -1,15 +1,18 @@
 """Encoded records -> training examples of at most `max_length` tokens, and a count of what was left out."""
 
 import hashlib
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from slideformer.data.chat import IGNORED, Tokens, encode
 from slideformer.data.source import Record
+from slideformer.data_settings import TrainOn
 from slideformer.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,6 +32,49 @@ class Example:
     index: int
     input_ids: Tensor
     labels: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Examples(Sequence[Example]):
+    """Many examples in four flat tensors, so that a million of them are not two million small ones.
+
+    Attributes:
+        input_ids, labels: [tokens] int32, one example behind the other.
+        bounds: [examples + 1] int64; example i is `bounds[i] : bounds[i + 1]`.
+        indices: [examples] int64, the record number of each.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    bounds: Tensor
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> Example:  # type: ignore[override]  # no slices: nobody asks for them
+        if not -len(self) <= i < len(self):
+            raise IndexError(i)
+        i %= len(self)
+        part = slice(int(self.bounds[i]), int(self.bounds[i + 1]))
+        return Example(int(self.indices[i]), self.input_ids[part], self.labels[part])
+
+    @property
+    def lengths(self) -> Tensor:
+        """[examples] int64: tokens of each."""
+        return self.bounds.diff()
+
+    @staticmethod
+    def joined(parts: "Sequence[Examples]", first_indices: Sequence[int]) -> "Examples":
+        """All examples of `parts`; the record numbers of part k are counted from `first_indices[k]`."""
+        if len(parts) == 1:
+            return parts[0]
+        return Examples(
+            torch.cat([part.input_ids for part in parts]),
+            torch.cat([part.labels for part in parts]),
+            torch.cat([torch.zeros(1, dtype=torch.int64), *(part.lengths for part in parts)]).cumsum(0),
+            torch.cat([part.indices + first for part, first in zip(parts, first_indices, strict=True)]),
+        )
 
 
 def fingerprint(examples: Iterable[Example]) -> str:
@@ -52,6 +98,9 @@ class DataReport:
     tokens: int = 0
     trained_tokens: int = 0
 
+    def __add__(self, other: "DataReport") -> "DataReport":
+        return DataReport(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
     def __str__(self) -> str:
         lines = [
             f"data: {self.kept:,} of {self.records:,} records, {self.tokens:,} tokens, {self.trained_tokens:,} trained"
@@ -73,33 +122,52 @@ def make_examples(
     max_length: int,
     too_long: Literal["truncate", "drop"],
     vocab_size: int,
-) -> tuple[list[Example], DataReport]:
+    train_on: TrainOn = "assistant",
+) -> tuple[Examples, DataReport]:
     """Encode `records`, shorten or drop the long ones, drop those with nothing to train.
 
     Args:
         tokenizer: None is enough for records that are tokenized already.
         vocab_size: rows of the model's embedding; every token id must be below it.
+        train_on: what the loss is taken on, as `encode` says.
 
     Raises:
         DataError: a record cannot be used, or none is left to train on.
     """
     report = DataReport()
-    examples = []
-    for record in records:
-        report.records += 1
-        tokens = _shortened(_checked(encode(record, tokenizer), record.place, vocab_size), max_length, too_long, report)
-        if tokens is not None:
-            examples.append(Example(record.index, *(torch.tensor(column, dtype=torch.int32) for column in tokens)))
-    if not examples:
+
+    def kept() -> Iterator[tuple[int, Tokens]]:
+        for record in records:
+            report.records += 1
+            tokens = _checked(encode(record, tokenizer, train_on), record.place, vocab_size)
+            tokens = _shortened(tokens, max_length, too_long, report)
+            if tokens is not None:
+                yield record.index, tokens
+
+    examples = _flat(kept())
+    if not len(examples):
         raise _nothing_left(report)
     return examples, report
 
 
+def _flat(encoded: Iterable[tuple[int, Tokens]]) -> Examples:
+    input_ids, labels, bounds, indices = array("i"), array("i"), array("q", [0]), array("q")
+    for index, tokens in encoded:
+        input_ids.extend(tokens.input_ids)
+        labels.extend(tokens.labels)
+        bounds.append(len(input_ids))
+        indices.append(index)
+    columns = ((input_ids, np.int32), (labels, np.int32), (bounds, np.int64), (indices, np.int64))
+    return Examples(*(torch.from_numpy(np.frombuffer(column, dtype).copy()) for column, dtype in columns))
+
+
 def _checked(tokens: Tokens, place: str, vocab_size: int) -> Tokens:
-    for token in (*tokens.input_ids, *(label for label in tokens.labels if label != IGNORED)):
-        if not 0 <= token < vocab_size:
-            message = f"{place}: token id {token} is outside the model's vocabulary of {vocab_size}"
-            raise DataError(message, hint="use the tokenizer that belongs to the model")
+    trained = [label for label in tokens.labels if label != IGNORED]
+    lowest, highest = min(tokens.input_ids + trained, default=0), max(tokens.input_ids + trained, default=0)
+    if lowest < 0 or highest >= vocab_size:
+        token = lowest if lowest < 0 else highest
+        message = f"{place}: token id {token} is outside the model's vocabulary of {vocab_size}"
+        raise DataError(message, hint="use the tokenizer that belongs to the model")
     return tokens
 
 

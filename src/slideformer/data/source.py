@@ -4,20 +4,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from slideformer.data.formats import RecordKind, recognise
 from slideformer.errors import DataError
-
-RecordKind = Literal["tokenized", "messages", "completion", "text"]
-
-# The first kind whose columns are all there is the record's; a tokenized record may still carry its text.
-COLUMNS: dict[RecordKind, tuple[str, ...]] = {
-    "tokenized": ("input_ids",),
-    "messages": ("messages",),
-    "completion": ("prompt", "completion"),
-    "text": ("text",),
-}
-ACCEPTED = "input_ids (and labels), messages, prompt and completion, or text"
 
 
 @dataclass(frozen=True)
@@ -26,7 +16,7 @@ class Record:
 
     Attributes:
         index: position among the file's records, from 0.
-        place: "file:line", for error messages.
+        place: "file:line", or "file, row number", for error messages.
     """
 
     index: int
@@ -46,7 +36,8 @@ def read_records(path: Path) -> Iterator[Record]:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield _record(index, f"{path}:{number}", line)
+                    place = f"{path}:{number}"
+                    yield make_record(index, place, _parsed(place, line))
                     index += 1
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", hint="give data.path a JSONL file") from None
@@ -54,7 +45,15 @@ def read_records(path: Path) -> Iterator[Record]:
         raise DataError(f"{path} holds no records", hint="give data.path a JSONL file with at least one record")
 
 
-def _record(index: int, place: str, line: bytes) -> Record:
+def make_record(index: int, place: str, fields: dict[str, Any]) -> Record:
+    """Recognise a record; what is wrong with it is told with its place."""
+    try:
+        return Record(index, place, *recognise(fields))
+    except DataError as error:
+        raise DataError(f"{place}: {error.message}", hint=error.hint) from None
+
+
+def _parsed(place: str, line: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(line.decode("utf-8-sig"))
         if b"\\ud" in line.lower():  # half of a surrogate pair is JSON, but no text that can be tokenized
@@ -65,8 +64,4 @@ def _record(index: int, place: str, line: bytes) -> Record:
         raise DataError(f"{place}: the line is not JSON ({error})", hint="write one JSON object a line") from None
     if not isinstance(fields, dict):
         raise DataError(f"{place}: the line is not a JSON object", hint="write one JSON object a line")
-    for kind, columns in COLUMNS.items():
-        if all(fields.get(column) is not None for column in columns):
-            return Record(index, place, kind, fields)
-    found = ", ".join(fields) or "none"
-    raise DataError(f"{place}: the record's columns are not known (found: {found})", hint=f"give it {ACCEPTED}")
+    return fields
