@@ -43,6 +43,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     trainer: Any = ModuleType("slideformer.trainer")
     trainer.Trainer = FakeTrainer
     trainer.plan_for = lambda config: made.append(("plan", config)) or FakePlan(gpu_bytes=7)
+    trainer.show_data = lambda *arguments: made.append(("data", arguments))
     trainer.export = lambda *arguments: made.append(("export", arguments))
     demo: Any = ModuleType("slideformer.demo.main")
     demo.run = lambda **arguments: made.append(("demo", arguments))
@@ -86,6 +87,12 @@ def test_plan_prints_json_wherever_the_flag_stands(
     words = ["plan", config_file, "--seed", "3"]
     assert main([*words[:position], "--json", *words[position:]]) == 0
     assert json.loads(capsys.readouterr().out) == {"gpu_bytes": 7}
+
+
+def test_data_passes_config_and_samples(calls: list, config_file: str):
+    assert main(["data", config_file, "--samples", "7", "--max_length=9"]) == 0
+    ((name, (config, samples)),) = calls
+    assert (name, config.max_length, samples) == ("data", 9, 7)
 
 
 def test_export_passes_paths_and_type(calls: list):

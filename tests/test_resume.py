@@ -186,7 +186,8 @@ def test_other_weights_of_the_sources_are_refused(model: Path, tmp_path: Path, c
 
     def train(weight: float, *words: str) -> int:
         sources = {"sources": [{"path": str(data), "weight": weight}], "cache_dir": None}
-        config = write_config(tmp_path / "run.yaml", model, data, tmp_path / "out", **SETTINGS | {"max_steps": 3})
+        settings: dict[str, Any] = SETTINGS | {"max_steps": 3}
+        config = write_config(tmp_path / "run.yaml", model, data, tmp_path / "out", **settings)
         config.write_text(json.dumps({**json.loads(config.read_text()), "data": sources}))
         return main(["train", str(config), *words])
 

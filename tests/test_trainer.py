@@ -174,3 +174,12 @@ def test_weighted_sources_decide_the_steps_of_an_epoch(model: Path, tmp_path: Pa
     config.write_text(json.dumps({**settings, "data": {"sources": sources, "cache_dir": str(tmp_path / "cache")}}))
     assert len(train(config, tmp_path / "out").losses) == 5
     assert len(list((tmp_path / "cache").iterdir())) == 1  # both sources hold the same
+
+
+def test_the_data_is_shown_without_a_run(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = write_records(tmp_path / "data.jsonl", RECORDS)
+    config = write_config(tmp_path / "run.yaml", model, data, tmp_path / "out")
+    assert main(["data", str(config), "--samples", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert " ".join(map(str, RECORDS[0]["input_ids"][:4])) in shown and "lengths in tokens" in shown
+    assert not (tmp_path / "out").exists()

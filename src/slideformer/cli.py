@@ -1,4 +1,4 @@
-"""The command line: train, plan, export, demo.
+"""The command line: train, plan, data, export, demo.
 
 Heavy imports wait inside the commands, so that help and a misspelt setting answer at once.
 """
@@ -64,6 +64,13 @@ def _plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
     print(json.dumps(plan.as_json(), indent=2) if arguments.json else plan)
 
 
+def _data(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    config = load_config(arguments.config, overrides)
+    from slideformer.trainer import show_data
+
+    show_data(config, arguments.samples)
+
+
 def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _no_overrides(overrides)
     from slideformer.trainer import export
@@ -96,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
     plan = _config_command(commands, "plan", "show the memory and the schedule a config needs; allocates nothing")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     plan.set_defaults(command=_plan)
+
+    data = _config_command(commands, "data", "show what a config trains on: samples, lengths, counts")
+    data.add_argument("--samples", type=int, default=3, help="records to show in full (default: 3)")
+    data.set_defaults(command=_data)
 
     export = commands.add_parser(
         "export", help="write a trained model as a Hugging Face model directory", allow_abbrev=False

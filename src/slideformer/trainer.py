@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from slideformer.config import Config
 from slideformer.data.batches import BatchStream
 from slideformer.data.examples import fingerprint
 from slideformer.data.load import Encoding, LoadedData, apply_chat_template, load_data
+from slideformer.data.show import show
 from slideformer.engine.engine import Engine
 from slideformer.engine.measure import measure_work, model_sizes
 from slideformer.engine.parity import check_parity
@@ -113,6 +115,21 @@ def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
 def plan_for(config: Config) -> Plan:
     """The plan of a run, without running it."""
     return prepare(config).plan
+
+
+def show_data(config: Config, samples: int) -> None:
+    """Print what the run would train on, to standard output."""
+    path = resolve(config.model, config.trust_remote_code)
+    model_config = read_config(path, config.trust_remote_code)
+    data, _ = read_data(config, path, model_config.get_text_config().vocab_size)
+    show(
+        data,
+        load_tokenizer(path, config),
+        names=[str(source.path) for source in config.data.all_sources()],
+        max_length=config.max_length,
+        samples=samples,
+        console=Console(),
+    )
 
 
 class Trainer:
