@@ -9,13 +9,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # An editable install follows the Python files by itself; these need a new one.
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard src/slideformer/csrc/*)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test kill-test fuzz-test lint format clean
 
 demo: $(VENV)/.demo  # fine-tunes a real model on real data
 	$(BIN)/slideformer demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+kill-test: $(VENV)/.dev  # 100 runs killed at seeded moments and resumed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/promises/test_resume.py -m 'slow or not slow'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
