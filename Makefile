@@ -20,6 +20,9 @@ test: $(VENV)/.dev
 kill-test: $(VENV)/.dev  # 100 runs killed at seeded moments and resumed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/promises/test_resume.py -m 'slow or not slow'
 
+fuzz-test: $(VENV)/.dev  # 5,000 inputs of each kind of file
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/promises/test_fuzz.py -m 'slow or not slow'
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -35,7 +35,7 @@ SMALL_CHUNK_BYTES = 4096  # several a file, also of a tiny model
 # Name -> (object, function): the moments before and after each call of it.
 CALLS: dict[str, tuple[Any, str]] = {
     "load": (LayerState, "load"),
-    "forward": (compute, "block_forward"),
+    "forward": (compute, "block_recorded"),
     "backward": (compute, "block_backward"),
     "update": (LayerAdam, "step"),
     "record": (MetricsLog, "write"),

@@ -21,6 +21,7 @@ from slideformer.models.weight_files import WeightFiles
 from slideformer.storage.manifest import Data, Manifest, RunFacts, UnitFile, _digest, parse_manifest
 from slideformer.storage.tensor_file import parse_header, read_tensors
 
+SLOW_INPUTS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 EXAMPLES = [60, pytest.param(5000, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
 
 numbers = st.integers() | st.floats() | st.sampled_from([0, -1, 2**31, 2**63, 10**400, 1e308])
@@ -35,7 +36,7 @@ values = st.recursive(
 def fuzzed(examples: int, inputs: st.SearchStrategy[Any], use: Callable[[Any], object]) -> None:
     """Every input is used, or refused by an error of the project."""
 
-    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=SLOW_INPUTS)
     @given(inputs)
     def run(given_input: Any) -> None:
         try:
@@ -69,7 +70,9 @@ def as_json(value: Any) -> bytes:
 
 KEYS = [key for key, _ in setting_fields()]
 SETTINGS = {"model": "m", "output_dir": "out", "data": {"path": "x.jsonl"}, "budget": {}}
-setting_names = st.sampled_from([*KEYS, *(key.rpartition(".")[2] for key in KEYS), "data", "budget"]) | st.text(max_size=8)
+setting_names = st.sampled_from([*KEYS, *(key.rpartition(".")[2] for key in KEYS), "data", "budget"]) | st.text(
+    max_size=8
+)
 words = st.lists(
     st.tuples(setting_names, st.text(max_size=8) | scalars.map(str)).map(lambda pair: f"--{pair[0]}={pair[1]}")
     | st.text(max_size=8),
@@ -124,7 +127,9 @@ def signed(content: Any) -> bytes:
     return as_json({"manifest": content, "sha256": _digest(content)})
 
 
-manifests = changed(GOOD, manifest_keys | st.text(max_size=6)).map(signed) | st.binary(max_size=60) | values.map(as_json)
+manifests = (
+    changed(GOOD, manifest_keys | st.text(max_size=6)).map(signed) | st.binary(max_size=60) | values.map(as_json)
+)
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
@@ -151,7 +156,11 @@ def test_headers(tmp_path: Path, examples: int):
     def use(given_input: tuple[bytes, int | None, bytes]) -> None:
         text, length, data = given_input
         file.write_bytes((len(text) if length is None else length).to_bytes(8, "little") + text + data)
-        for read in (lambda: parse_header(text, "header"), lambda: read_tensors(file, {}), lambda: WeightFiles(tmp_path)):
+        for read in (
+            lambda: parse_header(text, "header"),
+            lambda: read_tensors(file, {}),
+            lambda: WeightFiles(tmp_path),
+        ):
             try:
                 read()
             except SlideFormerError as error:
