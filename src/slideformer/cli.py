@@ -1,4 +1,4 @@
-"""The command line: train, plan, data, export, demo.
+"""The command line: train, plan, data, doctor, export, demo.
 
 Heavy imports wait inside the commands, so that help and a misspelt setting answer at once.
 """
@@ -85,6 +85,14 @@ def _demo(arguments: argparse.Namespace, overrides: list[str]) -> None:
     run(device=arguments.device)
 
 
+def _doctor(_: argparse.Namespace, overrides: list[str]) -> None:
+    _no_overrides(overrides)
+    from slideformer.doctor import examine
+
+    for finding in examine(Path.cwd()):
+        print(finding)
+
+
 def _no_overrides(words: list[str]) -> None:
     if words:
         raise ConfigError(f"command line: {words[0]!r} is not known", hint="add --help to see what the command takes")
@@ -115,6 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("out", metavar="OUT", type=Path, help="directory to create")
     export.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="type of the weights (default: bf16)")
     export.set_defaults(command=_export)
+
+    doctor = commands.add_parser("doctor", help="show what this machine has for a run, and what it lacks")
+    doctor.set_defaults(command=_doctor)
 
     demo = commands.add_parser(
         "demo", help="fine-tune a small real model on real data, start to end", allow_abbrev=False
