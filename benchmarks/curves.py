@@ -13,6 +13,7 @@ import json
 import tempfile
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,8 @@ def losses_of(way: str, config_path: Path, overrides: list[str]) -> list[float]:
 def plain_losses(config: Config) -> list[float]:
     """Train the records of `config` with plain PyTorch; weights in the compute type, master and moments in fp32."""
     job = prepare(config)
-    model = AutoModelForCausalLM.from_pretrained(job.model_path, dtype=job.dtype).to(job.decoder.device).train()
+    model: Any = AutoModelForCausalLM.from_pretrained(job.model_path, dtype=job.dtype)
+    model = model.to(job.decoder.device).train()
     weights = dict(model.named_parameters())
     masters = {name: nn.Parameter(w.detach().float()) for name, w in weights.items()}
     optimizer = torch.optim.AdamW(_decay_groups(masters, job, config))
@@ -52,11 +54,12 @@ def plain_losses(config: Config) -> list[float]:
         hyper, batch = hyper_at(config, job.steps, step), stream.at(step - 1)
         for group in optimizer.param_groups:
             group.update(lr=hyper.learning_rate, betas=(hyper.beta1, hyper.beta2), eps=hyper.epsilon)
-        ids, targets = batch.input_ids.to(model.device), batch.targets.to(model.device)
+        ids, targets = batch.input_ids.to(job.decoder.device), batch.targets.to(job.decoder.device)
         logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1).float()
         loss = F.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED)
         loss.backward()
         for name, w in weights.items():
+            assert w.grad is not None
             masters[name].grad, w.grad = w.grad.float(), None
         if config.max_grad_norm:
             nn.utils.clip_grad_norm_(masters.values(), config.max_grad_norm)

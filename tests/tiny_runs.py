@@ -126,7 +126,8 @@ def as_int32(record: Record) -> tuple[Tensor, Tensor]:
 
 # ---- the engine alone
 
-HYPER = AdamWStep(learning_rate=1e-2, beta1=0.9, beta2=0.99, epsilon=1e-4, weight_decay=0.1, step=1)
+# epsilon: at 1e-4 plain fp32 is up to 1.2e-5 from plain fp64 after three steps, more than the tolerance it is held to.
+HYPER = AdamWStep(learning_rate=1e-2, beta1=0.9, beta2=0.99, epsilon=1e-3, weight_decay=0.1, step=1)
 SIZES = Sizes(
     window_depth=2,
     micro_batch_size=2,

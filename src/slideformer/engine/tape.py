@@ -95,7 +95,7 @@ class Kept:
     def pack(self, tensor: Tensor) -> Tensor | PlaceInSlot:
         if tensor.untyped_storage().data_ptr() != self._address:
             return tensor
-        return PlaceInSlot(tensor.storage_offset(), tensor.size(), tensor.stride(), tensor.dtype)
+        return PlaceInSlot(int(tensor.storage_offset()), tensor.size(), tensor.stride(), tensor.dtype)
 
     def unpack(self, saved: Tensor | PlaceInSlot) -> Tensor:
         if isinstance(saved, Tensor):
