@@ -22,8 +22,9 @@ from transformers import AutoModelForCausalLM
 
 from slideformer.config import Config, load_config
 from slideformer.data.chat import IGNORED
-from slideformer.metrics import read_metrics
-from slideformer.trainer import Job, Trainer, hyper_at, prepare
+from slideformer.job import Job, hyper_at, prepare
+from slideformer.run_directory import read_metrics
+from slideformer.trainer import Trainer
 
 WAYS = ("plain cuda bf16", "engine cuda bf16", "plain cuda fp32", "engine cuda fp32", "engine cpu fp32")
 

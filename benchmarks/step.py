@@ -29,13 +29,13 @@ def sliding(case: dict[str, Any]) -> dict[str, Any]:
     from slideformer.engine.engine import Engine
     from slideformer.engine.measure import measure_work, model_sizes
     from slideformer.engine.random_weights import random_weights
+    from slideformer.job import resident_bytes
     from slideformer.kernels.liger import apply_liger
     from slideformer.models.architecture import Decoder
     from slideformer.optim.adamw import AdamWStep
     from slideformer.plan.machine import Machine
     from slideformer.plan.planner import Workload, make_plan
     from slideformer.plan.table import render
-    from slideformer.trainer import _resident_bytes
 
     config, length, sequences = SHAPES[case["shape"]](), case["length"], case["sequences"]
     device = torch.device("cuda")
@@ -47,7 +47,7 @@ def sliding(case: dict[str, Any]) -> dict[str, Any]:
     if budget:
         torch.cuda.set_per_process_memory_fraction(budget / torch.cuda.get_device_properties(0).total_memory)
     work = measure_work(decoder, length, torch.bfloat16)
-    plan = make_plan(model_sizes(decoder), work, workload, torch.bfloat16, machine.host_bytes, gpu, _resident_bytes())
+    plan = make_plan(model_sizes(decoder), work, workload, torch.bfloat16, machine.host_bytes, gpu, resident_bytes())
     print(render(plan), file=sys.stderr)
 
     def batch(step: int):

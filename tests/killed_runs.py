@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slideformer import trainer
+from slideformer import saving
 from slideformer.cli import main
 from slideformer.engine import compute
 from slideformer.memory.host import LayerState
-from slideformer.metrics import MetricsLog
 from slideformer.models import stream_out
 from slideformer.optim.adamw import LayerAdam
+from slideformer.run_directory import RecordLog
 from slideformer.storage import checkpoint, tensor_file
 
 DEADLINE_SECONDS = 120
@@ -38,13 +38,13 @@ CALLS: dict[str, tuple[Any, str]] = {
     "forward": (compute, "block_recorded"),
     "backward": (compute, "block_backward"),
     "update": (LayerAdam, "step"),
-    "record": (MetricsLog, "write"),
+    "record": (RecordLog, "write"),
     "save a unit": (checkpoint, "write_tensors"),
     "save the manifest": (checkpoint, "write_manifest"),
     "fsync": (os, "fsync"),
     "rename": (os, "rename"),
     "remove": (checkpoint, "remove_hidden"),
-    "remove the oldest": (trainer, "keep_newest"),
+    "remove the oldest": (saving, "keep_newest"),
     "restore a unit": (checkpoint, "read_tensors"),
     "export": (stream_out, "_write_tensor"),
     "replace": (os, "replace"),

@@ -42,13 +42,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
     trainer: Any = ModuleType("slideformer.trainer")
     trainer.Trainer = FakeTrainer
-    trainer.plan_for = lambda config: made.append(("plan", config)) or FakePlan(gpu_bytes=7)
-    trainer.show_data = lambda *arguments: made.append(("data", arguments))
-    trainer.export = lambda *arguments: made.append(("export", arguments))
+    job: Any = ModuleType("slideformer.job")
+    job.plan_for = lambda config: made.append(("plan", config)) or FakePlan(gpu_bytes=7)
+    job.show_data = lambda *arguments: made.append(("data", arguments))
+    saving: Any = ModuleType("slideformer.saving")
+    saving.export = lambda *arguments: made.append(("export", arguments))
     demo: Any = ModuleType("slideformer.demo.main")
     demo.run = lambda **arguments: made.append(("demo", arguments))
-    monkeypatch.setitem(sys.modules, "slideformer.trainer", trainer)
-    monkeypatch.setitem(sys.modules, "slideformer.demo.main", demo)
+    for module in (trainer, job, saving, demo):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     return made
 
 
@@ -59,13 +61,13 @@ def config_file(tmp_path: Path) -> str:
     return str(file)
 
 
-def raise_from_trainer(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+def raise_from_plan(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def plan_for(config: Config) -> None:
         raise error
 
-    trainer: Any = ModuleType("slideformer.trainer")
-    trainer.plan_for = plan_for
-    monkeypatch.setitem(sys.modules, "slideformer.trainer", trainer)
+    job: Any = ModuleType("slideformer.job")
+    job.plan_for = plan_for
+    monkeypatch.setitem(sys.modules, "slideformer.job", job)
 
 
 def test_train_builds_a_trainer_from_file_and_overrides(calls: list, config_file: str):
@@ -126,20 +128,20 @@ def test_an_unknown_option_of_export_is_refused(calls: list, capsys: pytest.Capt
 def test_errors_of_the_trainer_are_told_not_traced(
     monkeypatch: pytest.MonkeyPatch, config_file: str, capsys: pytest.CaptureFixture[str]
 ):
-    raise_from_trainer(monkeypatch, DoesNotFit("needs 30.0 GiB of 24.0 GiB", hint="set micro_batch_size: 2"))
+    raise_from_plan(monkeypatch, DoesNotFit("needs 30.0 GiB of 24.0 GiB", hint="set micro_batch_size: 2"))
     assert main(["plan", config_file]) == 1
     assert capsys.readouterr().err == "error: needs 30.0 GiB of 24.0 GiB\nhint: set micro_batch_size: 2\n"
 
 
 def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch, config_file: str):
-    raise_from_trainer(monkeypatch, DoesNotFit("needs 30.0 GiB"))
+    raise_from_plan(monkeypatch, DoesNotFit("needs 30.0 GiB"))
     monkeypatch.setenv("SLIDEFORMER_TRACEBACK", "1")
     with pytest.raises(DoesNotFit):
         main(["plan", config_file])
 
 
 def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, config_file: str):
-    raise_from_trainer(monkeypatch, KeyboardInterrupt())
+    raise_from_plan(monkeypatch, KeyboardInterrupt())
     assert main(["plan", config_file]) == 130
 
 

@@ -6,19 +6,22 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from slideformer.metrics import StepStats
+from slideformer.metrics import RunRecord, StepStats
 from slideformer.progress import ProgressLine
 from slideformer.units import GIB
 
+RUN = RunRecord("", {}, {}, {}, {}, {}, {}, steps=20)
 STEP = StepStats(12, 2.31412, 1.0234, 1e-5, 32768, 3000, 2.0, 16384.0, 8 * GIB, 53 * GIB)
 
 
 def shown(numbers: list[int], *, terminal: bool, width: int = 80, step: StepStats = STEP, **settings: int) -> str:
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=width)
-    with ProgressLine(20, console=console, **settings) as line:
-        for number in numbers:
-            line.update(replace(step, step=number))
+    line = ProgressLine(console=console, **settings)
+    line.began(RUN, 0)
+    for number in numbers:
+        line.stepped(replace(step, step=number))
+    line.ended()
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue())
 
 
@@ -51,8 +54,9 @@ def test_a_wide_terminal_has_a_bar():
 
 def test_time_left_follows_the_recent_steps():
     file = io.StringIO()
-    line = ProgressLine(1000, console=Console(file=file, force_terminal=False))
-    line.update(replace(STEP, step=1, seconds=1000.0))
+    line = ProgressLine(console=Console(file=file, force_terminal=False))
+    line.began(replace(RUN, steps=1000), 0)
+    line.stepped(replace(STEP, step=1, seconds=1000.0))
     for number in range(2, 31):
-        line.update(replace(STEP, step=number, seconds=1.0))
+        line.stepped(replace(STEP, step=number, seconds=1.0))
     assert "16:10 left" in file.getvalue().splitlines()[-1]  # 970 steps of one second; the slow first is forgotten

@@ -16,6 +16,7 @@ from tiny_runs import make_records, read_run, train, write_config, write_records
 
 from slideformer.cli import main
 from slideformer.engine.engine import Engine
+from slideformer.events import Wishes
 from slideformer.stop_request import StopRequest
 
 
@@ -53,9 +54,10 @@ def test_a_stopped_run_is_continued_with_the_command_it_prints(
 
 def test_a_second_signal_ends_the_process_at_once():
     code = (
-        "import os, signal; from slideformer.stop_request import StopRequest\n"
-        "with StopRequest() as stop:\n"
-        "    os.kill(os.getpid(), signal.SIGINT); print(stop.requested, flush=True)\n"
+        "import os, signal; from slideformer.events import Wishes; from slideformer.stop_request import StopRequest\n"
+        "wishes = Wishes()\n"
+        "with StopRequest(wishes):\n"
+        "    os.kill(os.getpid(), signal.SIGINT); print(wishes.stop, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM); print('not reached')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -68,8 +70,9 @@ def test_in_another_thread_it_leaves_signals_alone():
     seen = []
 
     def use() -> None:
-        with StopRequest() as stop:
-            seen.append((signal.getsignal(signal.SIGTERM) == before, stop.requested))
+        wishes = Wishes()
+        with StopRequest(wishes):
+            seen.append((signal.getsignal(signal.SIGTERM) == before, wishes.stop))
 
     thread = threading.Thread(target=use)
     thread.start()

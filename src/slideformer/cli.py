@@ -58,7 +58,7 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(arguments.config, overrides)
-    from slideformer.trainer import plan_for
+    from slideformer.job import plan_for
 
     plan = plan_for(config)
     print(json.dumps(plan.as_json(), indent=2) if arguments.json else plan)
@@ -66,14 +66,14 @@ def _plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _data(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(arguments.config, overrides)
-    from slideformer.trainer import show_data
+    from slideformer.job import show_data
 
     show_data(config, arguments.samples)
 
 
 def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _no_overrides(overrides)
-    from slideformer.trainer import export
+    from slideformer.saving import export
 
     export(arguments.source, arguments.out, arguments.dtype)
 

@@ -1,16 +1,9 @@
-"""What one optimizer step was, and the file that remembers every step."""
+"""What a run measures, as records, and the host's memory."""
 
-import json
-import math
-import os
 import resource
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
-
-from slideformer.errors import DataError
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -33,43 +26,53 @@ class StepStats:
     host_peak_bytes: int
 
 
-class MetricsLog:
-    """Appends one JSON line a step and flushes it, so that a killed run keeps what it did.
+@dataclass(frozen=True)
+class EvalStats:
+    """Held-out data after `step` steps; 0 is before training.
 
-    Args:
-        path: the file, created with its directories.
-        resume_step: last step that is not run again; later records of an earlier run are removed.
+    `loss` is the mean negative log-likelihood of the `tokens` trained ones among them, `perplexity` its exponential.
     """
 
-    def __init__(self, path: Path, resume_step: int = 0):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [stats for stats in read_metrics(path) if stats.step <= resume_step] if path.exists() else []
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(map(_as_line, kept)), encoding="utf-8")
-        os.replace(partial, path)
-        self._file = path.open("a", encoding="utf-8")
-
-    def write(self, stats: StepStats) -> None:
-        self._file.write(_as_line(stats))
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        self.close()
+    step: int
+    loss: float
+    perplexity: float
+    tokens: int
+    seconds: float
 
 
-def read_metrics(path: Path) -> list[StepStats]:
-    """All records of a metrics file; a last line cut short by a kill is left out.
+@dataclass(frozen=True)
+class Sample:
+    """The model's answer to one of the sample prompts after `step` steps; 0 is before training."""
 
-    Raises:
-        DataError: a line is not a step record.
+    step: int
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run is, known before its first step.
+
+    Attributes:
+        started: UTC, ISO 8601.
+        config: every setting.
+        versions: of the packages that compute.
+        machine: `name`, `host_bytes` and `device_bytes` (null on a CPU) that were free.
+        plan: `Plan.as_json()`.
+        data: `sources`, their `reports`, and `lengths`: a histogram of the records' tokens (`edges`, `counts`).
+        model: `architecture`, `parameters`, `trained_parameters`.
+        steps: optimizer steps of the whole run.
     """
-    return list(_records(path))
+
+    started: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    machine: dict[str, Any]
+    plan: dict[str, Any]
+    data: dict[str, Any]
+    model: dict[str, Any]
+    steps: int
+    format: int = 1
 
 
 def host_peak_bytes() -> int:
@@ -79,22 +82,3 @@ def host_peak_bytes() -> int:
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     except (OSError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
-
-
-def _records(path: Path) -> Iterator[StepStats]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
-        if not line.endswith("\n"):
-            return
-        try:
-            record = json.loads(line)
-            named = {field.name: record[field.name] for field in fields(StepStats)}
-            restored: dict[str, Any] = {name: math.nan if value is None else value for name, value in named.items()}
-            yield StepStats(**restored)
-        except (ValueError, KeyError, TypeError):
-            raise DataError(f"{path}:{number} is not a step record", hint=f"move {path} away") from None
-
-
-def _as_line(stats: StepStats) -> str:
-    """One line of standard JSON, which has no NaN: a value that is not finite becomes null."""
-    record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(stats).items()}
-    return json.dumps(record, allow_nan=False) + "\n"

@@ -1,40 +1,40 @@
 """The run as a person watches it: one live line in a terminal, plain lines in a file."""
 
 from collections import deque
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from slideformer.metrics import StepStats
+from slideformer.events import Listener
+from slideformer.metrics import RunRecord, StepStats
 from slideformer.units import format_bytes, format_seconds
 
 RECENT_STEPS = 20  # the time left follows the last steps: the first ones warm up
 WIDE_COLUMNS = 100  # a narrower terminal has no room for the bar
 
 
-class ProgressLine:
-    """Shows each step; use it as a context manager, so that the terminal is left as it was.
+class ProgressLine(Listener):
+    """Shows each step.
 
     Args:
-        total_steps: the last step's number.
-        done_steps: steps of an earlier run, when this one resumes.
         logging_steps: steps between two plain lines; the live line shows every step.
         console: where to write; None: standard output.
     """
 
-    def __init__(self, total_steps: int, done_steps: int = 0, logging_steps: int = 1, console: Console | None = None):
-        self._total_steps = total_steps
+    def __init__(self, logging_steps: int = 1, console: Console | None = None):
+        self._total_steps = 0
         self._logging_steps = logging_steps
         self._console = console or Console()
         self._recent_seconds: deque[float] = deque(maxlen=RECENT_STEPS)
         self._live = _live_line(self._console) if self._console.is_terminal else None
-        if self._live:
-            self._task = self._live.add_task("", total=total_steps, completed=done_steps, summary="starting")
 
-    def update(self, stats: StepStats) -> None:
-        """Show `stats`, the step that just ended."""
+    def began(self, run: RunRecord, done_steps: int) -> None:
+        self._total_steps = run.steps
+        if self._live:
+            self._task = self._live.add_task("", total=run.steps, completed=done_steps, summary="starting")
+            self._live.start()
+
+    def stepped(self, stats: StepStats) -> None:
         self._recent_seconds.append(stats.seconds)
         if self._live:
             self._live.update(self._task, completed=stats.step, summary=self._summary(stats))
@@ -53,12 +53,8 @@ class ProgressLine:
         ]
         return "  ".join(filter(None, parts))
 
-    def __enter__(self) -> Self:
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def ended(self) -> None:
+        """Leave the terminal as it was."""
         if self._live:
             self._live.stop()
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request that the training loop reads between two steps."""
+"""SIGTERM and SIGINT as a wish that the training loop reads between two steps."""
 
 import os
 import signal
@@ -6,17 +6,20 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from slideformer.events import Wishes
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """While entered, the first signal sets `requested`, and the second ends the process at once.
+    """While entered, the first signal wishes for a stop, and the second ends the process at once.
 
     Python delivers signals to the main thread only; in any other one this is a flag that nobody sets.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, wishes: Wishes):
+        self._wishes = wishes
+        self._signalled = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -30,8 +33,8 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if self.requested:
+        if self._signalled:
             os.write(2, f"\n{name} again: exiting without saving\n".encode())
             os._exit(128 + number)
-        self.requested = True
+        self._signalled = self._wishes.stop = True
         os.write(2, f"\n{name}: finishing this step, then saving; once more to exit at once\n".encode())

@@ -14,7 +14,8 @@ from rich.text import Text
 from slideformer.config import load_config
 from slideformer.demo.assets import make_model
 from slideformer.demo.pairs import request_for, write_pairs
-from slideformer.metrics import StepStats, read_metrics
+from slideformer.metrics import StepStats
+from slideformer.run_directory import read_metrics
 from slideformer.trainer import Trainer
 
 NEW_TOKENS = 120
