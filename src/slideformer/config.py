@@ -132,6 +132,11 @@ class Config(Section):
         default="pretrained", description="random: fresh weights, for benchmarks"
     )
 
+    trainable: list[str] = Field(
+        default=[], description="train only parameters whose name one of these regular expressions matches; []: all"
+    )
+    frozen: list[str] = Field(default=[], description="regular expressions of the names of parameters left as they are")
+
     budget: Budget = Field(default_factory=Budget, description="memory the run may use")
     data: Data = Field(description="what to train on")
 
@@ -139,6 +144,11 @@ class Config(Section):
     @classmethod
     def _empty_section(cls, value: Any) -> Any:
         return {} if value is None else value  # `budget:` with every line below commented out
+
+    @field_validator("trainable", "frozen", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value  # on the command line
 
     @field_validator("max_grad_norm")
     @classmethod
@@ -291,6 +301,6 @@ def _kind_in_words(kind: Any) -> str:
     if kind is Size:
         return "a size such as 24GiB"
     if get_origin(kind) is list:
-        return "a list of sources"
+        return "a list of sources" if get_args(kind)[0] is Source else "a list of patterns"
     base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a name", Path: "a path"}[base]

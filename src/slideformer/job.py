@@ -2,7 +2,7 @@
 
 import resource
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from slideformer.engine.measure import measure_work, model_sizes
 from slideformer.errors import ConfigError, DoesNotFit
 from slideformer.kernels.liger import apply_liger, choose_kernels
 from slideformer.models.architecture import Decoder
+from slideformer.models.freezing import frozen_names
 from slideformer.models.hub import read_config, resolve
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.lr import learning_rate_at, total_steps, warmup_step_count
@@ -102,7 +103,8 @@ def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
     kernels = choose_kernels(config.kernels, device.type)
     attention = config.attn_implementation
     customize = apply_liger if kernels == "liger" else None
-    decoder = Decoder(model_config, device, attention, customize, config.trust_remote_code)
+    freeze = partial(frozen_names, trainable=config.trainable, frozen=config.frozen)
+    decoder = Decoder(model_config, device, attention, customize, config.trust_remote_code, freeze)
     data, pad_id = read_data(config, path, decoder.vocabulary)
     machine = Machine.measure(decoder.device)
     plan = _plan(config, decoder, dtype, machine, int(data.examples.lengths.max()), micro_batch_size)

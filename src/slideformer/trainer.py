@@ -110,7 +110,7 @@ def run_record(job: Job) -> RunRecord:
     model = {
         "architecture": type(job.decoder.model).__name__,
         "parameters": job.plan.model.parameters,
-        "trained_parameters": job.plan.model.parameters,
+        "trained_parameters": job.plan.model.trained_parameters,
     }
     return RunRecord(
         started=datetime.now(UTC).isoformat(timespec="seconds"),

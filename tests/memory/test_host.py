@@ -9,7 +9,7 @@ import torch
 
 from slideformer.layout import FlatLayout
 from slideformer.memory import host
-from slideformer.memory.host import STATE_BYTES_PER_PARAMETER, HostAllocator, LayerState
+from slideformer.memory.host import MASTER_BYTES, MOMENT_BYTES, HostAllocator, LayerState
 
 LAYOUT = FlatLayout({"w": (5, 30), "b": (7,)}, no_decay=["b"])
 
@@ -99,7 +99,7 @@ def test_a_state_is_twelve_bytes_a_parameter():
     allocator = HostAllocator(pin=False)
     new_state(allocator)
     assert sum(allocator.allocated_bytes.values()) == LayerState.bytes_needed(LAYOUT) == 12 * LAYOUT.numel
-    assert STATE_BYTES_PER_PARAMETER == 12
+    assert (MASTER_BYTES + MOMENT_BYTES) == 12
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

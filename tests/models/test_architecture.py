@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 
 from slideformer.errors import UnsupportedModel
 from slideformer.models import architecture
-from slideformer.models.architecture import Decoder, find_blocks
+from slideformer.models.architecture import Decoder, block_lists
 from slideformer.models.stand_ins import HeadMatmul
 
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def plain_hidden_and_logits(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
     def catch(_module: nn.Module, _inputs: Any, output: Any) -> None:
         caught.append(output[0] if isinstance(output, tuple) else output)
 
-    _, blocks = find_blocks(model)
+    _, blocks = block_lists(model)[0]
     blocks[-1].register_forward_hook(catch)
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False).logits
@@ -172,7 +172,7 @@ DROPOUT: dict[str, dict[str, Any]] = {
 def test_a_recomputed_block_drops_what_the_first_did(family: str):
     parts = Parts(tiny_model(family, **DROPOUT[family]))
     decoder = parts.decoder
-    assert decoder.has_dropout
+    assert decoder.draws_at_random
     (one, dx), (again, dx_again), (other, _) = (block_gradient(decoder, parts, seed) for seed in (1, 1, 2))
     assert torch.equal(one, again) and torch.equal(dx, dx_again) and not torch.equal(one, other)
     with decoder.without_dropout():
@@ -273,7 +273,7 @@ def test_skipped_repeated_or_reordered_blocks_are_refused(
 
 def test_a_model_without_a_list_of_blocks_is_refused():
     with pytest.raises(UnsupportedModel, match="Linear has no list of blocks"):
-        find_blocks(nn.Linear(2, 2))
+        block_lists(nn.Linear(2, 2))
 
 
 def test_of_nested_lists_the_outermost_is_the_blocks():
@@ -284,7 +284,7 @@ def test_of_nested_lists_the_outermost_is_the_blocks():
 
     model = nn.Sequential()
     model.add_module("layers", nn.ModuleList([Block()]))
-    assert find_blocks(model)[0] == "layers"
+    assert block_lists(model)[0][0] == "layers"
 
 
 def test_an_embedding_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch):

@@ -16,7 +16,7 @@ def random_units(seed: int) -> dict[str, UnitState]:
     units = {}
     for name, shapes in SHAPES.items():
         layout = FlatLayout(shapes)
-        tensors = empty_planes(layout.numel)
+        tensors = empty_planes(layout.numel, layout.trained_numel)
         for tensor in tensors.values():
             random = torch.randint(0, 256, (tensor.nbytes,), generator=generator, dtype=torch.uint8)
             tensor.view(torch.uint8).copy_(random)

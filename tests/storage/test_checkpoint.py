@@ -81,7 +81,7 @@ def test_a_checkpoint_of_another_model(tmp_path: Path, make_units: MakeUnits):
     path = write_checkpoint(tmp_path, 1, RUN, make_units(1))
     fewer, other = make_units(2), make_units(2)
     del fewer["shell"]
-    other["shell"] = UnitState(FlatLayout({"bias": (3,)}), checkpoint.empty_planes(128))
+    other["shell"] = UnitState(FlatLayout({"bias": (3,)}), checkpoint.empty_planes(128, 128))
     with pytest.raises(CheckpointError, match="of another model; units that only one of them has: shell"):
         restore(path, read_manifest(path), fewer)
     with pytest.raises(CheckpointError, match="shell has other shapes"):

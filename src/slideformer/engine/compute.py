@@ -53,22 +53,29 @@ def block_forward(
 
 
 def block_recorded(
-    decoder: Decoder, i: int, weights: Weights, x: Tensor, inputs: DecoderInputs, batch: MicroBatch, keep: bool
+    decoder: Decoder,
+    i: int,
+    weights: Weights,
+    x: Tensor,
+    inputs: DecoderInputs,
+    batch: MicroBatch,
+    keep: bool,
+    needs_dx: bool = True,
 ) -> Tape:
     """Block i, remembered for its backward: [b, t, hidden] -> [b, t, hidden] by `output_of`."""
 
     def forward(leaves: dict[str, Tensor], x: Tensor) -> Tensor:
         return decoder.block(i, leaves, x, inputs, batch.seed + i + 1)
 
-    return Tape(forward, dict(weights), x, keep)
+    return Tape(forward, dict(weights), x, keep, decoder.frozen_in_block(i), needs_dx)
 
 
 def output_of(tape: Tape) -> Tensor:
     return tape.take_output()
 
 
-def block_backward(tape: Tape, weights: Weights, x: Tensor, dy: Tensor, into: Accumulator) -> Tensor:
-    """Backward of `block_recorded`; returns dx, adds the weight gradients to `into`."""
+def block_backward(tape: Tape, weights: Weights, x: Tensor, dy: Tensor, into: Accumulator) -> Tensor | None:
+    """Backward of `block_recorded`; returns dx if it is needed, adds the trained weights' gradients to `into`."""
     return tape.backward(dict(weights), x, dy, into)
 
 
@@ -78,25 +85,28 @@ def enter_backward(
     rows: Tensor,
     shell: Weights,
     dx: Tensor,
-    row_gradient: Tensor,
+    row_gradient: Tensor | None,
     padding_index: int | None,
     into: Accumulator,
 ) -> None:
-    """Backward of `enter`: adds to the embedding rows' gradient (fp32 [u, width]) and to the shell's."""
-    rows, leaves = rows.detach().requires_grad_(), as_leaves(dict(shell))
+    """Backward of `enter`: adds to the embedding rows' gradient (fp32 [u, width]; None if frozen) and the shell's."""
+    rows, leaves = rows.detach().requires_grad_(row_gradient is not None), as_leaves(dict(shell), decoder.frozen)
     with torch.enable_grad():
         hidden = decoder.enter(batch.input_ids, rows, batch.row_of, leaves, batch.seed).hidden
-    d_rows, *gradients = torch.autograd.grad(hidden, [rows, *leaves.values()], dx, allow_unused=True)
-    if padding_index is not None:
-        d_rows[padding_index] = 0
-    row_gradient.add_(d_rows)
+    wanted = [leaf for leaf in (rows, *leaves.values()) if leaf.requires_grad]
+    gradients = list(torch.autograd.grad(hidden, wanted, dx, allow_unused=True))
+    if row_gradient is not None:
+        d_rows = gradients.pop(0)
+        if padding_index is not None:
+            d_rows[padding_index] = 0
+        row_gradient.add_(d_rows)
     into.add(gradients)
 
 
 def head_loss_and_gradient(
     decoder: Decoder,
     weight: Tensor,
-    weight_gradient: Tensor,
+    weight_gradient: Tensor | None,
     shell: Weights,
     x: Tensor,
     batch: MicroBatch,
@@ -108,22 +118,23 @@ def head_loss_and_gradient(
     """Loss and gradients behind the last block, `chunk` tokens at a time so that the logits never exist as a whole.
 
     Adds this micro-batch's share of the mean over the step's `trained_tokens` to `loss` (fp32 scalar), the head's
-    gradient to `weight_gradient` (fp32 [vocabulary, width]) and the shell's to `into`; returns dx.
+    gradient to `weight_gradient` (fp32 [vocabulary, width]; None if frozen) and the shell's to `into`; returns dx.
     """
-    leaves = as_leaves(dict(shell))
-    flat = x.flatten(0, -2)
+    leaves = as_leaves(dict(shell), decoder.frozen)
+    trained = [leaf for leaf in leaves.values() if leaf.requires_grad]
+    flat = decoder.boundary.by_token(x)
     dx = torch.zeros_like(flat)
     for positions, targets in zip(batch.positions.split(chunk), batch.targets.split(chunk), strict=True):
-        hidden = flat.index_select(0, positions).unsqueeze(1).requires_grad_()
+        hidden = decoder.boundary.from_tokens(flat.index_select(0, positions), len(positions)).requires_grad_()
         with torch.enable_grad():
             logits = decoder.logits(hidden, weight, weight_gradient, leaves).flatten(0, 1)
         share, d_logits = cross_entropy(logits, targets, 1.0 / trained_tokens)
-        d_hidden, *gradients = torch.autograd.grad(logits, [hidden, *leaves.values()], d_logits, allow_unused=True)
+        d_hidden, *gradients = torch.autograd.grad(logits, [hidden, *trained], d_logits, allow_unused=True)
         del logits, d_logits  # before the next chunk's exist
-        dx.index_copy_(0, positions, d_hidden.squeeze(1))
+        dx.index_copy_(0, positions, decoder.boundary.by_token(d_hidden))
         into.add(gradients)
         loss.add_(share)
-    return dx.view_as(x)
+    return decoder.boundary.from_tokens(dx, batch.input_ids.shape[0])
 
 
 def head_loss(
@@ -137,8 +148,9 @@ def head_loss(
     loss: Tensor,
 ) -> None:
     """The loss alone, added to `loss`."""
-    flat = x.flatten(0, -2)
+    flat = decoder.boundary.by_token(x)
     with torch.no_grad():
         for positions, targets in zip(batch.positions.split(chunk), batch.targets.split(chunk), strict=True):
-            logits = decoder.logits(flat.index_select(0, positions).unsqueeze(1), weight, None, shell).flatten(0, 1)
+            hidden = decoder.boundary.from_tokens(flat.index_select(0, positions), len(positions))
+            logits = decoder.logits(hidden, weight, None, shell).flatten(0, 1)
             loss.add_(cross_entropy(logits, targets, 1.0 / trained_tokens)[0])

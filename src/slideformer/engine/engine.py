@@ -8,7 +8,7 @@ from torch import Tensor
 
 from slideformer.data.batches import Batch
 from slideformer.engine import diagnose, evaluate
-from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, Machinery, StepResult
+from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, UNUSED, Machinery, StepResult
 from slideformer.engine.step import train_step
 from slideformer.errors import EngineFailed
 from slideformer.kernels.attention import preferred_attention
@@ -124,7 +124,7 @@ class Engine:
     def unit_states(self) -> dict[str, UnitState]:
         """Everything durable, as it lies in memory, after the last update; write to it only before the first step."""
         self.drain()
-        return {unit: UnitState(state.layout, state.tensors()) for unit, state in self.states.items()}
+        return {unit: UnitState(state.layout, state.tensors(), state.missed) for unit, state in self.states.items()}
 
     def close(self) -> None:
         """Stop the worker and free pinned memory."""
@@ -180,11 +180,15 @@ def layouts(decoder: Decoder) -> dict[str, FlatLayout]:
         EMBEDDING: {decoder.embedding_name: (decoder.vocabulary, decoder.embedding_width)},
         SHELL: decoder.shell_shapes,
     }
+    unused = {UNUSED: decoder.unused_shapes} if decoder.unused_shapes else {}
     blocks = {name: decoder.block_shapes(i) for i, name in enumerate(decoder.block_names)}
     head = {} if decoder.tied else {HEAD: {decoder.head_name: decoder.head_shape}}
 
-    def undecayed(unit: str, names: Iterable[str]) -> list[str]:
+    def layout(unit: str, shapes: Mapping[str, tuple[int, ...]]) -> FlatLayout:
         prefix = f"{unit}." if unit in blocks else ""
-        return [name for name in names if prefix + name in decoder.undecayed]
+        undecayed, frozen = (
+            {name for name in shapes if prefix + name in names} for names in (decoder.undecayed, decoder.frozen)
+        )
+        return FlatLayout(shapes, undecayed, frozen)
 
-    return {unit: FlatLayout(shapes, undecayed(unit, shapes)) for unit, shapes in {**units, **blocks, **head}.items()}
+    return {unit: layout(unit, shapes) for unit, shapes in {**units, **blocks, **head, **unused}.items()}

@@ -13,7 +13,7 @@ from slideformer.layout import FlatLayout
 from slideformer.memory.activations import ActivationStore
 from slideformer.memory.embedding import EmbeddingTable
 from slideformer.memory.feed import TokenFeed
-from slideformer.memory.gradients import Accumulator, GradientRing, copy_async
+from slideformer.memory.gradients import Accumulator, GradientRing, HostGradient, copy_async
 from slideformer.memory.head import HeadWeight
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.memory.window import LayerWindow
@@ -22,7 +22,7 @@ from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.sizes import Sizes
 from slideformer.streams import Fence, Lanes
 
-EMBEDDING, HEAD, SHELL = "embedding", "head", "shell"
+EMBEDDING, HEAD, SHELL, UNUSED = "embedding", "head", "shell", "unused"
 NEXT_USE_FIRST = -1  # what the next forward needs before block 0
 
 
@@ -85,6 +85,7 @@ class Machinery:
         self.head_chunk = sizes.head_chunk
         self.blocks = [states[name] for name in decoder.block_names]
         self.layouts: list[FlatLayout] = [state.layout for state in self.blocks]
+        self._learn_where_backward_ends()
         self.updates = Updates(lanes)
         self.window = LayerWindow(
             lanes,
@@ -98,7 +99,7 @@ class Machinery:
         self.gradients = GradientRing(
             lanes,
             allocator,
-            max(layout.numel for layout in self.layouts),
+            max(layout.trained_numel for layout in self.layouts),
             sizes.gradient_slots,
             dtype,
             accumulate=sizes.micro_batches > 1,
@@ -127,7 +128,7 @@ class Machinery:
             wait_fresh=lambda: self.updates.wait_fresh(unit),
             copy_weights=state.copy_weights,
         )
-        self._head_gradient = allocator.empty("head gradient", (state.layout.numel,), dtype, pinned=True)
+        self._head_gradient = allocator.empty("head gradient", (state.layout.trained_numel,), dtype, pinned=True)
 
     def _wire_shell(self, allocator: HostAllocator, dtype: torch.dtype) -> None:
         state = self.states[SHELL]
@@ -140,8 +141,19 @@ class Machinery:
             wait_fresh=lambda _: self.updates.wait_fresh(SHELL),
             copy_weights=lambda _, out: state.copy_weights(out),
         )
-        self._shell_sum = torch.empty(state.layout.numel, dtype=torch.float32, device=self.lanes.device)
-        self._shell_gradient = allocator.empty("shell gradient", (state.layout.numel,), dtype, pinned=True)
+        trained = state.layout.trained_numel
+        self._shell_sum = torch.empty(trained, dtype=torch.float32, device=self.lanes.device)
+        self._shell_gradient = allocator.empty("shell gradient", (trained,), dtype, pinned=True)
+
+    def _learn_where_backward_ends(self) -> None:
+        """Below `lowest` no block takes part in backward: nothing there is trained."""
+        frozen = self.decoder.frozen
+        self.trains_embedding, self.trains_head = (
+            name not in frozen for name in (self.decoder.embedding_name, self.decoder.head_name)
+        )
+        self.trains_entry = self.trains_embedding or not self.decoder.entry_names <= frozen
+        trained = [i for i, layout in enumerate(self.layouts) if layout.trained_fields]
+        self.lowest = 0 if self.trains_entry else min(trained, default=self.decoder.depth)
 
     # ---- the moves of a step
 
@@ -167,7 +179,8 @@ class Machinery:
         return [MicroBatch(*given) for given in pieces_of_each], rows, row_ids
 
     def hidden_shape(self, batch: MicroBatch) -> torch.Size:
-        return torch.Size((*batch.input_ids.shape, self.decoder.hidden))
+        b, t = batch.input_ids.shape
+        return self.decoder.boundary.of(b, t)
 
     def fetch(self, layers: Iterable[int]) -> None:
         """Start bringing blocks, and what stands behind the last one, the head, to the device."""
@@ -189,13 +202,31 @@ class Machinery:
         """Forward-only use of the shell is over."""
         self._shell_window.release(0)
 
+    def new_head_gradient(self) -> Tensor | None:
+        """A zeroed fp32 gradient [vocabulary, width], if the head is trained."""
+        return self.head.new_gradient() if self.trains_head else None
+
     def open_shell_gradient(self) -> Accumulator:
         return Accumulator(self.states[SHELL].layout, self._shell_sum)
 
-    def submit_head(self, result: StepResult, gradient: Tensor, row_ids: Tensor) -> Tensor:
+    def needs_dx(self, i: int) -> bool:
+        """Whether anything below block i is trained."""
+        return i > self.lowest or self.trains_entry
+
+    def submit_head(self, result: StepResult, gradient: Tensor | None, row_ids: Tensor) -> Tensor | None:
         """Flush the head's gradient and queue what can be updated of head and embedding; opens the rows' gradient."""
+        tied, d_rows = self.decoder.tied, None
+        if self.trains_embedding:
+            d_rows = self.table.open_gradient(row_ids, gradient if tied else None)
+        if gradient is not None:
+            self._submit_head(result, gradient)
+        if self.trains_embedding and not tied:
+            rest = self.table.update_rest
+            self.updates.submit(result.pending, EMBEDDING, NEXT_USE_FIRST, [], lambda hyper: rest(None, hyper))
+        return d_rows
+
+    def _submit_head(self, result: StepResult, gradient: Tensor) -> None:
         tied = self.decoder.tied
-        d_rows = self.table.open_gradient(row_ids, gradient if tied else None)
         host, unit = self._head_gradient, EMBEDDING if tied else HEAD
         landed = self.gradients.flush_into(self._index(unit), gradient.view(-1), host[: gradient.numel()])
         submit, pending = self.updates.submit, result.pending
@@ -204,26 +235,31 @@ class Machinery:
         else:
             head = self.states[HEAD].adam
             submit(pending, HEAD, self.decoder.depth, [landed], lambda hyper: head.step(host, hyper))
-            submit(pending, EMBEDDING, NEXT_USE_FIRST, [], lambda hyper: self.table.update_rest(None, hyper))
-        return d_rows
 
     def submit_block(self, result: StepResult, i: int, gradient: Accumulator) -> None:
         """Flush block i's gradient and queue its update; what the window holds of the block is no longer used."""
-        self.window.invalidate(i)
         state = self.blocks[i]
+        if not state.layout.trained_fields:
+            return
+        self.window.invalidate(i)
         landed = self.gradients.flush(self._index(state.name), gradient)
-        self.updates.submit(result.pending, state.name, i, [landed], lambda hyper: state.adam.step(landed.flat, hyper))
+        self._submit_state(result, state, i, landed)
 
-    def submit_shell_and_rows(self, result: StepResult, shell: Accumulator, rows: Tensor) -> None:
+    def _submit_state(self, result: StepResult, state: LayerState, next_use: int, landed: HostGradient) -> None:
+        def update(hyper: AdamWStep) -> None:
+            state.update(landed.flat, landed.reached, hyper)
+
+        self.updates.submit(result.pending, state.name, next_use, [landed], update)
+
+    def submit_shell_and_rows(self, result: StepResult, shell: Accumulator, rows: Tensor | None) -> None:
         """Flush what backward ends with: the parameters outside blocks and the embedding rows."""
         self._shell_window.release(0)
         self._shell_window.invalidate(0)
-        state = self.states[SHELL]
-        landed = self.gradients.flush_into(self._index(SHELL), shell.flat, self._shell_gradient)
-        submit, pending = self.updates.submit, result.pending
-        submit(pending, SHELL, NEXT_USE_FIRST, [landed], lambda hyper: state.adam.step(landed.flat, hyper))
-        landed_rows = self.table.flush_rows(self.gradients, len(self.states), rows)
-        submit(pending, EMBEDDING, NEXT_USE_FIRST, [landed_rows], self.table.update_rows)
+        landed = self.gradients.flush_into(self._index(SHELL), shell.flat, self._shell_gradient, shell.reached)
+        self._submit_state(result, self.states[SHELL], NEXT_USE_FIRST, landed)
+        if rows is not None:
+            landed_rows = self.table.flush_rows(self.gradients, len(self.states), rows)
+            self.updates.submit(result.pending, EMBEDDING, NEXT_USE_FIRST, [landed_rows], self.table.update_rows)
 
     def close(self, result: StepResult) -> StepResult:
         """Everything of the step has been submitted."""

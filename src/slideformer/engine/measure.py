@@ -85,7 +85,7 @@ def _line(bytes_of: Callable[[int], int], length: int) -> tuple[int, int]:
 
 def _held_by(decoder: Decoder, i: int, batch: int, length: int, dtype: torch.dtype) -> int:
     """Device memory that a block which is kept holds between forward and backward."""
-    weights = FlatLayout(decoder.block_shapes(i)).views(_zeros(decoder, i, dtype))
+    weights = _layout(decoder, i).views(_zeros(decoder, i, dtype))
     inputs, micro_batch = _example(decoder, batch, length, dtype)
     before = torch.cuda.memory_allocated()
     with preferred_attention(decoder.device):
@@ -94,15 +94,19 @@ def _held_by(decoder: Decoder, i: int, batch: int, length: int, dtype: torch.dty
     return torch.cuda.memory_allocated() - before
 
 
+def _layout(decoder: Decoder, i: int) -> FlatLayout:
+    return layouts(decoder)[decoder.block_names[i]]
+
+
 def _zeros(decoder: Decoder, i: int, dtype: torch.dtype) -> Tensor:
     """A slot for block i."""
-    return torch.zeros(FlatLayout(decoder.block_shapes(i)).numel, dtype=dtype, device=decoder.device)
+    return torch.zeros(_layout(decoder, i).numel, dtype=dtype, device=decoder.device)
 
 
 def _run_block(decoder: Decoder, i: int, batch: int, length: int, dtype: torch.dtype) -> Callable[[], object]:
-    layout = FlatLayout(decoder.block_shapes(i))
+    layout = _layout(decoder, i)
     weights = layout.views(_zeros(decoder, i, dtype))
-    into = Accumulator(layout, torch.empty(layout.numel, dtype=dtype, device=decoder.device))
+    into = Accumulator(layout, torch.empty(layout.trained_numel, dtype=dtype, device=decoder.device))
     inputs, micro_batch = _example(decoder, batch, length, dtype)
     x, dy = torch.randn_like(inputs.hidden), torch.randn_like(inputs.hidden)
 
@@ -117,10 +121,10 @@ def _run_block(decoder: Decoder, i: int, batch: int, length: int, dtype: torch.d
 def _run_head(decoder: Decoder, dtype: torch.dtype, tokens: int) -> Callable[[], object]:
     weight = torch.zeros(decoder.head_shape, dtype=dtype, device=decoder.device)
     gradient = torch.zeros(decoder.head_shape, dtype=torch.float32, device=decoder.device)
-    layout = FlatLayout(decoder.shell_shapes)
+    layout = layouts(decoder)[SHELL]
     shell = layout.views(torch.zeros(layout.numel, dtype=dtype, device=decoder.device))
-    into = Accumulator(layout, torch.empty(layout.numel, device=decoder.device))
-    x = torch.randn(1, tokens, decoder.hidden, dtype=dtype, device=decoder.device)
+    into = Accumulator(layout, torch.empty(layout.trained_numel, device=decoder.device))
+    x = torch.randn(decoder.boundary.of(1, tokens), dtype=dtype, device=decoder.device)
     ids = torch.arange(tokens, device=decoder.device)
     batch = compute.MicroBatch(ids[None], ids[None], ids, ids % decoder.vocabulary, seed=0)
     loss = torch.zeros((), device=decoder.device)

@@ -1,12 +1,13 @@
 """Before the first step: a tiny copy of the architecture is trained here and by plain PyTorch, and compared."""
 
-from copy import deepcopy
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from slideformer.data.batches import Batch
@@ -18,10 +19,14 @@ from slideformer.models.tiny import shrink
 from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.sizes import Sizes
 
-STEPS, SEQUENCES, LENGTH = 2, 4, 24
+STEPS, SEQUENCES, MICRO_BATCHES, LENGTH = 2, 4, 2, 24
+SIZES = Sizes(2, SEQUENCES // MICRO_BATCHES, MICRO_BATCHES, LENGTH, 2, host_boundaries=1, head_chunk=13)
 # A large epsilon: gradients that are only rounding noise must not decide.
 HYPER = AdamWStep(learning_rate=1e-2, beta1=0.9, beta2=0.999, epsilon=1e-3, weight_decay=0.1, step=1)
 TOLERANCE = 2e-5  # of losses (relative) and weights (absolute, after moving by up to 2e-2)
+GRADIENT_TOLERANCE = 1e-4  # of the first step's gradients, relative to the largest of the same parameter
+SMALL_GRADIENT = 1e-3  # of the model's largest: what is smaller is compared with this
+MOST_TINY_PARAMETERS = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -30,102 +35,211 @@ class Parity:
 
     Attributes:
         loss_error: largest relative difference of a loss.
+        gradient_error: largest difference of a gradient in the first step, relative to the largest of its parameter.
         weight_error: largest absolute difference of a weight after the last step.
-        worst: name of that weight.
+        worst: name of the parameter that differs most.
     """
 
     architecture: str
     parameters: int
     loss_error: float
+    gradient_error: float
     weight_error: float
     worst: str
 
     @property
     def exact(self) -> bool:
-        return self.loss_error <= TOLERANCE and self.weight_error <= TOLERANCE
+        # "not greater" would let a NaN through
+        errors = ((self.loss_error, TOLERANCE), (self.gradient_error, GRADIENT_TOLERANCE), (self.weight_error, TOLERANCE))
+        return all(error <= tolerance for error, tolerance in errors)
 
     def __str__(self) -> str:
         return (
             f"parity: a {self.parameters / 1e6:.2f}M-parameter {self.architecture} trains as in plain PyTorch "
-            f"(loss within {self.loss_error:.0e}, weights within {self.weight_error:.0e})"
+            f"(loss within {self.loss_error:.0e}, gradients {self.gradient_error:.0e}, weights {self.weight_error:.0e})"
         )
 
 
-def check_parity(config: Any, trust_remote_code: bool = False) -> Parity:
-    """Train a tiny copy both ways for two steps in fp32 on the CPU.
+def check_parity(config: Any, trust_remote_code: bool = False, steps: int = STEPS) -> Parity:
+    """Train a tiny copy both ways for a few steps in fp32 on the CPU.
 
     Raises:
-        UnsupportedModel: the results differ, so the model would be trained wrongly.
+        UnsupportedModel: the results differ, so the model would be trained wrongly, or there is no tiny copy.
     """
-    tiny = _without_dropout(shrink(config))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(tiny, dtype=torch.float32, trust_remote_code=trust_remote_code).train()
-    batches = [_batch(tiny, step) for step in range(STEPS)]
+    tiny = shrink(config)
+    model = build_tiny(tiny, trust_remote_code)
     decoder = Decoder(tiny, torch.device("cpu"), trust_remote_code=trust_remote_code)
-    losses, weights = _engine_training(decoder, model, batches)
-    plain_losses = _plain_training(model, decoder.undecayed, batches)
-    plain = dict(model.named_parameters())
-    errors = {name: float((value - plain[name]).detach().abs().max()) for name, value in weights.items()}
-    worst = max(errors, key=lambda name: errors[name])
-    loss_error = max(abs(a - b) / abs(b) for a, b in zip(losses, plain_losses, strict=True))
-    parity = Parity(type(model).__name__, sum(p.numel() for p in plain.values()), loss_error, errors[worst], worst)
+    parity = compare(model, decoder, steps)
     if not parity.exact:
         raise UnsupportedModel(
             f"a tiny {parity.architecture} does not train here as in plain PyTorch: losses differ by "
-            f"{loss_error:.1e}, {worst} by {errors[worst]:.1e}",
+            f"{parity.loss_error:.1e}, gradients by {parity.gradient_error:.1e}, weights by {parity.weight_error:.1e} "
+            f"({parity.worst})",
             "the engine would train this model wrongly; please report its config.json",
         )
     return parity
 
 
-def _engine_training(
-    decoder: Decoder, model: nn.Module, batches: list[Batch]
-) -> tuple[list[float], dict[str, torch.Tensor]]:
+def build_tiny(tiny: Any, trust_remote_code: bool = False) -> Any:
+    """The model of a tiny configuration, with random weights that leave nothing symmetric.
+
+    Raises:
+        UnsupportedModel: it is not tiny, or cannot be built.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            with torch.device("meta"):
+                model: Any = AutoModelForCausalLM.from_config(tiny, trust_remote_code=trust_remote_code)
+            count = sum(p.numel() for p in model.parameters())
+            if count > MOST_TINY_PARAMETERS:
+                raise UnsupportedModel(f"the smallest {type(model).__name__} that could be made has {count:,} parameters")
+            model = AutoModelForCausalLM.from_config(
+                tiny, dtype=torch.float32, trust_remote_code=trust_remote_code
+            ).train()
+        except UnsupportedModel:
+            raise
+        except Exception as error:  # transformers checks configurations in many ways
+            raise UnsupportedModel(f"no tiny {tiny.model_type} can be built: {error}") from error
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+    return model
+
+
+def refuse_two_way(model: nn.Module, vocabulary: int) -> None:
+    """Raise unless no token sees a later one: padding on the right, and a causal loss, rely on it.
+
+    Raises:
+        UnsupportedModel: a token's logits change with the one behind it.
+    """
+    ids = torch.randint(1, vocabulary, (1, LENGTH), generator=torch.Generator().manual_seed(0))
+    other = ids.clone()
+    other[0, -1] = ids[0, -1] % (vocabulary - 1) + 1
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        one, two = (model(input_ids=given, use_cache=False).logits[0, :-1] for given in (ids, other))
+    model.train(was_training)
+    if not torch.allclose(one, two, rtol=1e-4, atol=1e-4 * float(one.abs().max())):
+        raise UnsupportedModel(
+            f"{type(model).__name__} is not causal: a token sees those behind it",
+            "choose a decoder such as Llama or Qwen3; an encoder may have a setting, is_decoder",
+        )
+
+
+def compare(model: Any, decoder: Decoder, steps: int = STEPS) -> Parity:
+    """Train `model` by plain PyTorch, in place, and a copy of it through the engine."""
+    vocabulary = model.config.get_text_config().vocab_size
+    batches = [_batch(vocabulary, step) for step in range(steps)]
+    with torch.random.fork_rng(devices=[]):
+        ours = _engine_training(decoder, model, batches)
+        plain = _plain_training(decoder, model, batches)
+    loss_error = max(abs(a - b) / abs(b) for a, b in zip(ours.losses, plain.losses, strict=True))
+    small = SMALL_GRADIENT * max(float(g.abs().max()) for g in plain.gradients.values())
+    gradient_errors = {
+        name: float((ours.gradients[name] - g).abs().max()) / max(small, float(g.abs().max()))
+        for name, g in plain.gradients.items()
+    }
+    weight_errors = {name: float((ours.weights[name] - w).abs().max()) for name, w in plain.weights.items()}
+
+    def badness(name: str) -> float:
+        return max(gradient_errors.get(name, 0) / GRADIENT_TOLERANCE, weight_errors[name] / TOLERANCE)
+
+    return Parity(
+        type(model).__name__,
+        sum(w.numel() for w in plain.weights.values()),
+        loss_error,
+        max(gradient_errors.values()),
+        max(weight_errors.values()),
+        max(weight_errors, key=badness),
+    )
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a few steps came to: losses, the first step's gradients where there are any, and the last weights."""
+
+    losses: list[float]
+    gradients: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
+
+
+def _engine_training(decoder: Decoder, model: nn.Module, batches: list[Batch]) -> Training:
     start = dict(model.named_parameters())
-    sizes = Sizes(2, SEQUENCES // 2, 2, LENGTH, 2, min(1, decoder.depth), head_chunk=13)
+    sizes = replace(SIZES, host_boundaries=min(SIZES.host_boundaries, decoder.depth))
     with Engine(decoder, sizes, torch.float32, threads=1) as engine:
         engine.load((u, {n: start[n].detach() for n in names}) for u, names in engine.parameter_groups().items())
-        losses = [engine.train_step(batch, _hyper(k)).loss for k, batch in enumerate(batches)]
+        losses, gradients = [], {}
+        for k, batch in enumerate(batches):
+            losses.append(engine.train_step(batch, replace(HYPER, step=k + 1)).loss)
+            gradients = gradients or _first_gradients(engine)
         weights = {name: value for _, group in engine.weights(torch.float32) for name, value in group.items()}
-    return losses, weights
+    return Training(losses, gradients, weights)
 
 
-def _plain_training(model: nn.Module, undecayed: set[str], batches: list[Batch]) -> list[float]:
-    parameters = dict(model.named_parameters())
+def _first_gradients(engine: Engine) -> dict[str, Tensor]:
+    """The gradients of the first step, which are all that its first moments hold."""
+    engine.drain()
+    gradients = {}
+    for unit, names in engine.parameter_groups().items():
+        state = engine.states[unit]
+        for name, field in zip(names, state.layout.fields.values(), strict=True):
+            if field.trained:
+                moment = state.exp_avg[field.start : field.stop]
+                gradients[name] = (moment / (1 - HYPER.beta1)).view(field.shape)
+    return gradients
+
+
+def _plain_training(decoder: Decoder, model: nn.Module, batches: list[Batch]) -> Training:
+    parameters = {name: p for name, p in model.named_parameters()}
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name not in decoder.frozen)
     groups = [
-        {"params": [p for n, p in parameters.items() if (n in undecayed) == free], "weight_decay": decay}
+        {"params": [p for n, p in parameters.items() if (n in decoder.undecayed) == free], "weight_decay": decay}
         for free, decay in ((False, HYPER.weight_decay), (True, 0.0))
     ]
     betas = (HYPER.beta1, HYPER.beta2)
     optimizer = torch.optim.AdamW(groups, lr=HYPER.learning_rate, betas=betas, eps=HYPER.epsilon)
-    losses = []
-    for batch in batches:
-        logits = model(input_ids=batch.input_ids, use_cache=False).logits.flatten(0, 1).float()
-        loss = F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORED)
-        loss.backward()
+    losses, gradients = [], {}
+    for k, batch in enumerate(batches):
+        losses.append(_plain_backward(decoder, model, batch, seed=k + 1))
+        gradients = gradients or {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    return losses
+    return Training(losses, gradients, {name: p.detach() for name, p in parameters.items()})
 
 
-def _batch(config: Any, step: int) -> Batch:
+def _plain_backward(decoder: Decoder, model: nn.Module, batch: Batch, seed: int) -> float:
+    """Loss and gradients of one step, by micro-batches; what is drawn at random is what the engine draws."""
+    total = 0.0
+    for m, micro_batch in enumerate(batch.split(SIZES.micro_batch_size)):
+        with _seeded(decoder, model, (seed * MICRO_BATCHES + m) * (decoder.depth + 1)):
+            logits = model(input_ids=micro_batch.input_ids, use_cache=False).logits.flatten(0, 1).float()
+        loss = F.cross_entropy(logits, micro_batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        loss = loss / batch.trained_tokens
+        loss.backward()
+        total += float(loss.detach())
+    return total
+
+
+@contextmanager
+def _seeded(decoder: Decoder, model: nn.Module, seed: int) -> Iterator[None]:
+    """Within, a forward draws from this seed, and each of its blocks from one of its own."""
+    torch.manual_seed(seed)
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(lambda *_, i=i: torch.manual_seed(seed + i + 1) and None)
+        for i, name in enumerate(decoder.block_names)
+        if decoder.draws_at_random
+    ]
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+def _batch(vocabulary: int, step: int) -> Batch:
     generator = torch.Generator().manual_seed(step)
-    ids = torch.randint(1, config.get_text_config().vocab_size, (SEQUENCES, LENGTH), generator=generator)
+    ids = torch.randint(1, vocabulary, (SEQUENCES, LENGTH), generator=generator)
     targets = torch.full_like(ids, IGNORED)
     targets[:, 2:-1] = ids[:, 3:]
     return Batch(ids, targets, (LENGTH,) * SEQUENCES, tuple(range(SEQUENCES)))
-
-
-def _hyper(index: int) -> AdamWStep:
-    return AdamWStep(HYPER.learning_rate, HYPER.beta1, HYPER.beta2, HYPER.epsilon, HYPER.weight_decay, index + 1)
-
-
-def _without_dropout(config: Any) -> Any:
-    """Dropout is drawn at random in both; it is left out of the comparison."""
-    config = deepcopy(config)
-    for key, value in config.to_dict().items():
-        if "drop" in key and isinstance(value, float):
-            setattr(config, key, 0.0)
-    return config

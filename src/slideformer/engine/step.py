@@ -24,15 +24,19 @@ def train_step(e: Machinery, micro_batches: list[Batch], hyper: AdamWStep, max_n
     for i in range(n):
         weights = e.window.layer(i)
         for m, batch in enumerate(batches):
+            call = (decoder, i, weights, xs[m], inputs[m], batch)
+            if i < e.lowest:
+                xs[m] = run(compute.block_forward, *call)
+                continue
             e.saved.save(i, m, xs[m], e.hidden_shape(batch))
-            tapes[i, m] = run(compute.block_recorded, decoder, i, weights, xs[m], inputs[m], batch, e.keeps(i))
+            tapes[i, m] = run(compute.block_recorded, *call, e.keeps(i), e.needs_dx(i))
             xs[m] = run(compute.output_of, tapes[i, m])
         e.window.release(i)
         e.fetch([i + e.window.depth])  # behind the last block comes the head
 
-    e.saved.turn([(i, m) for i in reversed(range(n)) for m in range(len(batches))])
-    e.fetch(reversed(range(n - e.window.depth, n)))  # still in the window
-    head, d_head, d_shell = e.head.weight(), e.head.new_gradient(), e.open_shell_gradient()
+    e.saved.turn([(i, m) for i in reversed(range(e.lowest, n)) for m in range(len(batches))])
+    e.fetch(reversed(range(max(e.lowest, n - e.window.depth), n)))  # still in the window
+    head, d_head, d_shell = e.head.weight(), e.new_head_gradient(), e.open_shell_gradient()
     dxs = []
     for m, batch in enumerate(batches):
         shares = (result.trained_tokens, e.head_chunk, result.device_loss, d_shell)
@@ -42,7 +46,7 @@ def train_step(e: Machinery, micro_batches: list[Batch], hyper: AdamWStep, max_n
     d_rows = e.submit_head(result, d_head, row_ids)
     del head, d_head
 
-    for i in reversed(range(n)):
+    for i in reversed(range(e.lowest, n)):
         weights, d_weights = e.window.layer(i), e.gradients.open(e.layouts[i])
         for m in range(len(batches)):
             x = e.saved.load(i, m)
@@ -50,10 +54,10 @@ def train_step(e: Machinery, micro_batches: list[Batch], hyper: AdamWStep, max_n
             e.saved.release(i, m)
         e.window.release(i)
         e.submit_block(result, i, d_weights)
-        e.fetch([i - e.window.depth])
+        e.fetch(range(max(e.lowest, i - e.window.depth), i - e.window.depth + 1))
 
     padding = e.table.padding_index
-    for m, batch in enumerate(batches):
+    for m, batch in enumerate(batches if e.trains_entry else []):
         run(compute.enter_backward, decoder, batch, rows, shell, dxs[m], d_rows, padding, d_shell)
     e.submit_shell_and_rows(result, d_shell, d_rows)
     return e.close(result)

@@ -11,7 +11,7 @@ Both run the same kernels on the same numbers: same bits. `torch.utils.checkpoin
 costs the host twice the time a block.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,19 +30,30 @@ class Tape:
 
     Args:
         forward: (weights, x) -> y, the same function of the same numbers whenever it is called.
-        weights: parameter name -> view of a slot.
+        weights: parameter name -> view of a slot, the trained ones first.
         x: [b, t, hidden], the block's input.
         keep: hold what backward needs; else recompute it.
+        frozen: names of weights that need no gradient.
+        needs_dx: whether anything below the block is trained.
     """
 
-    def __init__(self, forward: Forward, weights: Weights, x: Tensor, keep: bool):
-        leaves = as_leaves(weights)
+    def __init__(
+        self,
+        forward: Forward,
+        weights: Weights,
+        x: Tensor,
+        keep: bool,
+        frozen: Collection[str] = (),
+        needs_dx: bool = True,
+    ):
+        leaves = as_leaves(weights, frozen)
         # Autograd holds the leaves of its graph; this one has the input's shape and no memory.
-        stand_in = x.new_empty(()).expand(x.shape).requires_grad_()
-        self._saved = Kept(storage_of(weights)) if keep else Recomputed(forward)
+        stand_in = x.new_empty(()).expand(x.shape).requires_grad_(needs_dx)
+        self._saved = Kept(storage_of(weights)) if keep else Recomputed(forward, frozen, needs_dx)
         with torch.enable_grad(), saved_tensors_hooks(self._saved.pack, self._saved.unpack):
             y = forward(leaves, Substitute.apply(stand_in, x))  # pyright: ignore[reportArgumentType]
-        self._leaves: list[Tensor] = [stand_in, *leaves.values()]
+        self._needs_dx = needs_dx
+        self._leaves: list[Tensor] = [leaf for leaf in (stand_in, *leaves.values()) if leaf.requires_grad]
         self._end: GradientEdge | None = get_gradient_edge(y)
         self._y: Tensor | None = y.detach()
 
@@ -52,8 +63,8 @@ class Tape:
         assert y is not None
         return y
 
-    def backward(self, weights: Weights, x: Tensor, dy: Tensor, into: Accumulator) -> Tensor:
-        """dx; adds the weights' gradients to `into`. Once.
+    def backward(self, weights: Weights, x: Tensor, dy: Tensor, into: Accumulator) -> Tensor | None:
+        """dx, if it is needed; adds the trained weights' gradients to `into`. Once.
 
         Args:
             weights: the same weights as in forward, in whichever slot they are now.
@@ -61,7 +72,8 @@ class Tape:
         """
         assert self._end is not None
         self._saved.bind(weights, x)
-        dx, *gradients = torch.autograd.grad([self._end], self._leaves, [dy], allow_unused=True)
+        gradients = list(torch.autograd.grad([self._end], self._leaves, [dy], allow_unused=True))
+        dx = gradients.pop(0) if self._needs_dx else None
         # The graph holds the hooks: let go of it here, or memory waits for the garbage collector.
         self._end, self._leaves = None, []
         self._saved.unbind()
@@ -108,14 +120,14 @@ class Kept:
 class Recomputed:
     """Saved tensors by number; the first that is asked for brings all of them back."""
 
-    def __init__(self, forward: Forward):
-        self._forward = forward
+    def __init__(self, forward: Forward, frozen: Collection[str], needs_dx: bool):
+        self._forward, self._frozen, self._needs_dx = forward, frozen, needs_dx
         self._count = 0
         self._again: list[Tensor | None] = []
         self._bound: tuple[Weights, Tensor] | None = None
 
     def bind(self, weights: Weights, x: Tensor) -> None:
-        self._bound = as_leaves(weights), x.detach().requires_grad_()
+        self._bound = as_leaves(weights, self._frozen), x.detach().requires_grad_(self._needs_dx)
 
     def unbind(self) -> None:
         self._bound, self._again = None, []
@@ -167,9 +179,9 @@ def refuse(_: Any) -> Tensor:
     raise RuntimeError("the graph of a recomputation is not for backward")
 
 
-def as_leaves(weights: Weights) -> Weights:
-    """The same memory as fresh leaves of autograd."""
-    return {name: view.detach().requires_grad_() for name, view in weights.items()}
+def as_leaves(weights: Weights, frozen: Collection[str] = ()) -> Weights:
+    """The same memory as fresh leaves of autograd, those that are frozen without a gradient."""
+    return {name: view.detach().requires_grad_(name not in frozen) for name, view in weights.items()}
 
 
 def storage_of(weights: Weights) -> torch.UntypedStorage:

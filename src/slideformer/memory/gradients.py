@@ -1,6 +1,6 @@
 """Gradients on their way out: accumulated on the device, flushed to host buffers, handed to the optimizer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,33 +19,46 @@ class HostGradient:
         flat: [numel] in the dtype that crossed the link; valid once `landed` is done.
         sum_of_squares: float32 scalar on the host; valid once `landed` is done.
         release: gives the buffer back for the next gradient.
+        reached: names of the parameters that it is of; the others' gradient is not zero but none. Valid once `landed`
+            is done.
     """
 
     flat: Tensor
     sum_of_squares: Tensor
     landed: Fence
     release: Callable[[], None]
+    reached: Collection[str] = ()
 
 
 class Accumulator:
     """The gradient of one layer on the device while its micro-batches pass.
 
     One micro-batch: gradients are copied into the outgoing buffer as they are. More: they are summed in fp32.
+
+    Args:
+        flat: [trained_numel] of the layout.
+
+    Attributes:
+        reached: names of the parameters that had a gradient so far.
     """
 
     def __init__(self, layout: FlatLayout, flat: Tensor):
         self.layout = layout
         self.flat = flat
-        self._views = list(layout.views(flat).values())
+        self.reached: set[str] = set()
+        self._names = [field.name for field in layout.trained_fields]
+        self._views = layout.gradient_views(flat)
         self._padding = layout.padding_views(flat)
         self._first = True
 
     def add(self, gradients: Sequence[Tensor | None]) -> None:
-        """Add one micro-batch's gradients, in the layout's order; None is zero."""
+        """Add one micro-batch's gradients, those of the trained parameters in the layout's order; None is none."""
         if self._first:
             for padding in self._padding:
                 padding.zero_()  # another layout's gradient may have lain there
-        for view, gradient in zip(self._views, gradients, strict=True):
+        for name, view, gradient in zip(self._names, self._views, gradients, strict=True):
+            if gradient is not None:
+                self.reached.add(name)
             if self._first:
                 view.zero_() if gradient is None else view.copy_(gradient)
             elif gradient is not None:
@@ -100,8 +113,8 @@ class GradientRing:
     def open(self, layout: FlatLayout) -> Accumulator:
         """Where the gradients of the next layer go; one layer at a time."""
         if self._sum is not None:
-            return Accumulator(layout, self._sum[: layout.numel])
-        return Accumulator(layout, self._next_staging()[: layout.numel])
+            return Accumulator(layout, self._sum[: layout.trained_numel])
+        return Accumulator(layout, self._next_staging()[: layout.trained_numel])
 
     def flush(self, unit: int, accumulator: Accumulator) -> HostGradient:
         """Send a layer's gradient to a host slot, with its sum of squares; blocks while all slots wait for updates."""
@@ -114,9 +127,11 @@ class GradientRing:
         self._wait_until(lambda: len(self._free) > 0)
         slot = self._free.pop()
         self.send(staged, slot[:numel])
-        return self.landing(unit, slot[:numel], lambda: self._free.append(slot))
+        return self.landing(unit, slot[:numel], lambda: self._free.append(slot), accumulator.reached)
 
-    def flush_into(self, unit: int, gradient: Tensor, destination: Tensor) -> HostGradient:
+    def flush_into(
+        self, unit: int, gradient: Tensor, destination: Tensor, reached: Collection[str] = ()
+    ) -> HostGradient:
         """Send a gradient of any size [n] from the device to `destination` [n] on the host, piece by piece."""
         size = self._staging[0].numel()
         self._lanes.compute.run(self._device_squares[unit].zero_)
@@ -126,17 +141,19 @@ class GradientRing:
             self._lanes.compute.run(staged.copy_, piece)
             self._lanes.compute.run(add_sum_of_squares, staged, self._device_squares[unit])
             self.send(staged, destination[start : start + size])
-        return self.landing(unit, destination, lambda: None)
+        return self.landing(unit, destination, lambda: None, reached)
 
     def send(self, staged: Tensor, destination: Tensor) -> None:
         self._lanes.d2h.wait(self._lanes.compute.record())
         self._lanes.d2h.run(copy_async, staged, destination)
         self._left[self._next] = self._lanes.d2h.record()
 
-    def landing(self, unit: int, destination: Tensor, release: Callable[[], None]) -> HostGradient:
+    def landing(
+        self, unit: int, destination: Tensor, release: Callable[[], None], reached: Collection[str]
+    ) -> HostGradient:
         squares = self._host_squares[unit]
         self._lanes.d2h.run(copy_async, self._device_squares[unit], squares)
-        return HostGradient(destination, squares, self._lanes.d2h.record(), release)
+        return HostGradient(destination, squares, self._lanes.d2h.record(), release, reached)
 
     def _next_staging(self) -> Tensor:
         self._next = (self._next + 1) % self.STAGING

@@ -7,17 +7,19 @@ allocator.
 
 import mmap
 import warnings
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from slideformer.layout import FlatLayout
-from slideformer.optim.adamw import LayerAdam
+from slideformer.optim.adamw import AdamWStep, LayerAdam
 from slideformer.optim.planes import join, join_reference, split
 
-STATE_BYTES_PER_PARAMETER = 12  # hi 2 + lo 2 + exp_avg 4 + exp_avg_sq 4
+MASTER_BYTES, MOMENT_BYTES = 4, 8  # a parameter: hi 2 + lo 2, exp_avg 4 + exp_avg_sq 4
 SPLIT_CHUNK = 1 << 22  # elements converted at a time: bounds the fp32 copy while loading
 
 
@@ -79,7 +81,9 @@ class LayerState:
     Attributes:
         hi: bfloat16 [numel], the rounded weights; pinned, because this is what the GPU fetches.
         lo: int16 [numel], the rest: (hi, lo) is the fp32 master, exactly.
-        exp_avg, exp_avg_sq: float32 [numel].
+        exp_avg, exp_avg_sq: float32 [trained_numel].
+        missed: parameter -> steps in which no gradient reached it. As in PyTorch, where `.grad` is then None, such a
+            step leaves it and its moments alone and does not count for its bias correction.
     """
 
     def __init__(
@@ -89,17 +93,34 @@ class LayerState:
         self.layout = layout
         self.hi = allocator.empty("weights", (layout.numel,), torch.bfloat16, pinned=True)
         self.lo = allocator.empty("weight remainders", (layout.numel,), torch.int16, pinned=pin_lo)
-        self.exp_avg = allocator.empty("optimizer moments", (layout.numel,), torch.float32)
-        self.exp_avg_sq = allocator.empty("optimizer moments", (layout.numel,), torch.float32)
-        self.adam = LayerAdam(self.hi, self.lo, self.exp_avg, self.exp_avg_sq, layout.decay_spans(), threads)
+        trained = layout.trained_numel
+        self.exp_avg = allocator.empty("optimizer moments", (trained,), torch.float32)
+        self.exp_avg_sq = allocator.empty("optimizer moments", (trained,), torch.float32)
+        self.missed: Counter[str] = Counter()
+        self.adam = LayerAdam(
+            self.hi[:trained], self.lo[:trained], self.exp_avg, self.exp_avg_sq, layout.decay_spans(), threads
+        )
 
     @staticmethod
     def bytes_needed(layout: FlatLayout) -> int:
-        return layout.numel * STATE_BYTES_PER_PARAMETER
+        return layout.numel * MASTER_BYTES + layout.trained_numel * MOMENT_BYTES
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything durable by name, [numel] each."""
+        """Everything durable by name: the planes [numel] and the moments [trained_numel]."""
         return {"hi": self.hi, "lo": self.lo, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+
+    def update(self, gradient: Tensor, reached: Collection[str], hyper: AdamWStep) -> None:
+        """One AdamW step with a gradient [trained_numel] that reached these parameters."""
+        unreached = [field.name for field in self.layout.trained_fields if field.name not in reached]
+        if not unreached and not self.missed:
+            self.adam.step(gradient, hyper)
+            return
+        self.missed.update(unreached)
+        by_step: dict[int, list[str]] = {}
+        for name in reached:
+            by_step.setdefault(hyper.step - self.missed.get(name, 0), []).append(name)
+        for step, names in by_step.items():
+            self.adam.step_spans(self.layout.decay_spans(among=names), gradient, replace(hyper, step=step))
 
     def load(self, name: str, value: Tensor) -> None:
         """Set the parameter `name` from bf16, fp16 or fp32 values, all bits kept."""

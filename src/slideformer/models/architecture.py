@@ -7,8 +7,9 @@ soft-cap). Weights are handed in at every call (`torch.func.functional_call`), s
 slot holds its weights.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -19,6 +20,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 from transformers.utils import logging
 
 from slideformer.errors import UnsupportedModel
+from slideformer.models.boundary import Boundary
 from slideformer.models.stand_ins import (
     BlockChain,
     BlockStandIn,
@@ -43,13 +45,17 @@ class Decoder:
         attention: transformers' name of the attention implementation; None takes its own choice for the model.
         customize: called with the whole model (parameters on meta) before it is taken apart, to swap in fused kernels.
         trust_remote_code: whether code from the model's directory may run.
+        freeze: all parameter names -> those that are not trained.
 
     Attributes:
         depth: number of blocks.
         blocks: the blocks, parameters on meta. `block_names[i]` is the i-th block's prefix in the model's names.
-        hidden: width of the hidden states between blocks.
+        boundary: the shape of the hidden states between blocks; `hidden` is their elements for each token.
         embedding_name, head_name: names of the embedding and LM head weights; equal when `tied`.
-        shell_shapes: every other parameter (position tables, outer norms, projections, head bias) and its shape.
+        shell_shapes: every other parameter that the forward reaches (position tables, outer norms, projections, head
+            bias) and its shape; `entry_names` are those that it reaches before the blocks.
+        unused_shapes: parameters that text never reaches, such as a vision tower.
+        frozen: names of the parameters that are not trained.
 
     Raises:
         UnsupportedModel: the model has no chain of blocks that can be run one by one.
@@ -62,6 +68,7 @@ class Decoder:
         attention: str | None = None,
         customize: Callable[[PreTrainedModel], None] | None = None,
         trust_remote_code: bool = False,
+        freeze: Callable[[Iterable[str]], Collection[str]] = lambda names: (),
     ):
         _refuse_unsupported(config)
         self.config = config
@@ -75,13 +82,16 @@ class Decoder:
         self.undecayed = set(self.parameter_shapes) - set(
             get_parameter_names(model, [nn.LayerNorm], UNDECAYED_PATTERNS)
         )
-        self.has_dropout = any("drop" in key and isinstance(v, float) and v > 0 for key, v in config.to_dict().items())
+        self.draws_at_random = _draws_at_random(config.to_dict())
         _move_buffers(model, device)
         self._take_apart(model)
-        self._learn_block_arity()
+        self.frozen = frozenset(freeze(self.parameter_shapes)) | self.unused_shapes.keys()
+        self._frozen_in_block = [
+            frozenset(name for name in self.block_shapes(i) if f"{prefix}.{name}" in self.frozen)
+            for i, prefix in enumerate(self.block_names)
+        ]
 
     def _take_apart(self, model: PreTrainedModel) -> None:
-        blocks_name, block_list = find_blocks(model)
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
             raise UnsupportedModel(
@@ -95,34 +105,74 @@ class Decoder:
         self.vocabulary, self.embedding_width = embedding.weight.shape
         self.head_shape = (head.weight.shape[0], head.weight.shape[1])
         self.padding_row = embedding.padding_idx
-        self.blocks = list(block_list)
-        self.depth = len(self.blocks)
-        self.block_names = [f"{blocks_name}.{i}" for i in range(len(self.blocks))]
-
         self._embedding, self._head = EmbeddingStandIn(embedding), HeadStandIn(head)
         _replace(model, embedding, self._embedding)
         _replace(model, head, self._head)
-        self._chain = BlockChain(len(self.blocks))
-        stand_ins = [BlockStandIn(i, block, self._chain) for i, block in enumerate(self.blocks)]
-        model.set_submodule(blocks_name, nn.ModuleList(stand_ins))
-        self.shell_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        self._find_chain(model)
 
-    def _learn_block_arity(self) -> None:
-        """Whether the model's forward takes a tensor from a block or unpacks a tuple: the form that keeps the chain."""
-        shell = {name: torch.zeros(shape, device=self.device) for name, shape in self.shell_shapes.items()}
-        rows = torch.zeros(1, self.embedding_width, device=self.device)
-        ids = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
+    def _find_chain(self, model: PreTrainedModel) -> None:
+        """The list of blocks that the forward runs through; of several towers, one that text does not pass is none."""
+        refusal: UnsupportedModel | None = None
+        for name, blocks in block_lists(model):
+            self.blocks, self.depth = list(blocks), len(blocks)
+            self.block_names = [f"{name}.{i}" for i in range(len(blocks))]
+            self._chain = BlockChain(len(blocks))
+            stand_ins = [BlockStandIn(i, block, self._chain) for i, block in enumerate(blocks)]
+            model.set_submodule(name, nn.ModuleList(stand_ins))
+            self.shell_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+            try:
+                return self._learn_boundary()
+            except UnsupportedModel as error:
+                refusal = refusal or error
+                model.set_submodule(name, blocks)
+        assert refusal is not None
+        raise refusal
+
+    def _learn_boundary(self) -> None:
+        """Whether the model's forward takes a tensor from a block or unpacks a tuple: the form that keeps the chain;
+        and the shape of what passes."""
         refusal: Exception | None = None
         for self._chain.arity in range(4):
             try:
-                self.hidden = self.enter(ids, rows, ids, shell, seed=0).hidden.shape[-1]
-                return
-            except (UnsupportedModel, TypeError, ValueError, AttributeError, IndexError) as error:
+                shapes = {size: self._probe(*size).shape for size in ((2, 3), (5, 7))}
+                self.boundary = Boundary.learn(shapes)
+                self.hidden = self.boundary.elements_per_token
+                return self._learn_reach()
+            except Exception as error:  # the model's own code over stand-ins raises what it likes
                 refusal = refusal or error
         assert refusal is not None
         if isinstance(refusal, UnsupportedModel):
             raise refusal
         raise UnsupportedModel(f"{type(self.model).__name__}: its forward fails over stand-ins: {refusal}") from refusal
+
+    def _probe(self, b: int, t: int) -> Tensor:
+        """What enters the blocks, of weights that are zero and take no memory."""
+        return self._enter_zero(b, t, self._zeros(self.shell_shapes))
+
+    def _enter_zero(self, b: int, t: int, shell: Weights) -> Tensor:
+        ids = torch.zeros(b, t, dtype=torch.int64, device=self.device)
+        rows = torch.zeros(1, self.embedding_width, device=self.device)
+        return self.enter(ids, rows, ids, shell, seed=0).hidden
+
+    def _zeros(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        zero = torch.zeros((), device=self.device)
+        return {name: zero.expand(shape) for name, shape in shapes.items()}
+
+    def _learn_reach(self) -> None:
+        """Which of the parameters outside blocks the forward reaches, before the blocks and behind them."""
+        shell = {name: value.requires_grad_() for name, value in self._zeros(self.shell_shapes).items()}
+        head = torch.zeros((), device=self.device).expand(self.head_shape)
+        with torch.enable_grad():
+            before = _reached(self._enter_zero(2, 3, shell), shell)
+            hidden = torch.zeros(self.boundary.of(2, 1), device=self.device)
+            behind = _reached(self.logits(hidden, head, None, shell), shell)
+        self.entry_names = frozenset(before)
+        self.unused_shapes = {n: s for n, s in self.shell_shapes.items() if n not in before | behind}
+        self.shell_shapes = {n: s for n, s in self.shell_shapes.items() if n in before | behind}
+
+    def frozen_in_block(self, i: int) -> frozenset[str]:
+        """Names inside block i that are not trained."""
+        return self._frozen_in_block[i]
 
     def block_shapes(self, i: int) -> dict[str, tuple[int, ...]]:
         """Parameter name inside block i -> shape."""
@@ -151,24 +201,25 @@ class Decoder:
         return self._chain.take()
 
     def block(self, i: int, weights: Weights, x: Tensor, inputs: DecoderInputs, seed: int) -> Tensor:
-        """Block i over hidden states x [b, t, hidden]."""
+        """Block i over hidden states x."""
         call = inputs.calls[i]
         self._seed(seed)
         y = functional_call(self.blocks[i], dict(weights), (x, *call.args), call.kwargs)
-        return y[0] if isinstance(y, tuple) else y
+        return y[0] if isinstance(y, tuple | list) else y
 
     def logits(self, hidden: Tensor, head_weight: Tensor, head_grad: Tensor | None, shell: Weights) -> Tensor:
-        """Logits [c, 1, vocabulary] of c hidden states [c, 1, hidden] leaving the last block.
+        """Logits [c, 1, vocabulary] of c sequences of one token that leave the last block.
 
         In backward the head weight's gradient is added to `head_grad` (fp32 [vocabulary, hidden]), and autograd sees
-        only the hidden states and the shell. Tokens are passed as c sequences of one token: nothing behind the last
-        block mixes tokens, and no position table limits c.
+        only the hidden states and the shell. Tokens are passed as sequences of one: nothing behind the last block mixes
+        tokens, and no position table limits c.
         """
-        ignored = hidden.new_zeros(hidden.shape[0], 1, self.embedding_width)  # some models scale it in place
+        count = self.boundary.by_token(hidden).shape[0]
+        ignored = hidden.new_zeros(count, 1, self.embedding_width)  # some models scale it in place
         self._embedding.bind(ignored, None)
         self._head.bind(head_weight, head_grad)
         self._chain.start_passing(hidden)
-        ids = torch.zeros(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
+        ids = torch.zeros(count, 1, dtype=torch.int64, device=hidden.device)
         try:
             return functional_call(self.model, dict(shell), (), {"input_ids": ids, "use_cache": False}).logits
         finally:
@@ -187,8 +238,8 @@ class Decoder:
                 module.train()
 
     def _seed(self, seed: int) -> None:
-        if self.has_dropout:
-            torch.manual_seed(seed)  # a recomputed forward draws the mask of the first
+        if self.draws_at_random:
+            torch.manual_seed(seed)  # a recomputed forward draws what the first drew
 
 
 def build_on_meta(
@@ -208,29 +259,42 @@ def build_on_meta(
     return model
 
 
-def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The ModuleList that holds most of the parameters, with its name.
+def _reached(output: Tensor, parameters: Weights) -> set[str]:
+    """Names of the parameters that an output depends on."""
+    if not output.requires_grad:
+        return set()
+    gradients = torch.autograd.grad(output.sum(), list(parameters.values()), allow_unused=True)
+    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+
+
+def block_lists(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """The ModuleLists of a model with their names, the one with most of the parameters first.
 
     Raises:
-        UnsupportedModel: no list of blocks holds at least half of the parameters outside embedding and head.
+        UnsupportedModel: there are none.
     """
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
     if not lists:
         raise UnsupportedModel(
             f"{type(model).__name__} has no list of blocks", "decoder models built of a ModuleList work"
         )
-
-    def size(item: tuple[str, nn.Module]) -> int:
-        return sum(p.numel() for p in item[1].parameters())
-
-    largest = max(size(item) for item in lists)
-    # Of nested lists of equal size (a model with one layer of experts) the outermost is the list of blocks.
-    return next((name, m) for name, m in lists if size((name, m)) == largest)
+    # The sort is stable: of nested lists of equal size (a model with one layer of experts) the outermost comes first.
+    return sorted(lists, key=lambda item: -sum(p.numel() for p in item[1].parameters()))
 
 
 def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     name = next(name for name, module in model.named_modules() if module is old)
     model.set_submodule(name, new)
+
+
+def _draws_at_random(settings: Mapping[str, Any]) -> bool:
+    """Whether a configuration has dropout or router noise anywhere."""
+    return any(
+        _draws_at_random(value)
+        if isinstance(value, Mapping)
+        else isinstance(value, float) and value > 0 and ("drop" in key or "jitter" in key)
+        for key, value in settings.items()
+    )
 
 
 def _move_buffers(model: nn.Module, device: torch.device) -> None:

@@ -93,10 +93,6 @@ def refuse_unsupported(config: Any) -> None:
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:
         raise UnsupportedModel(f"{kind} has no causal language model", hint="choose a decoder such as Llama or Qwen3")
-    if getattr(config, "is_decoder", True) is False:
-        raise UnsupportedModel(
-            f"{kind} is an encoder: its attention looks both ways", hint="choose a decoder such as Llama or Qwen3"
-        )
     if getattr(config, "quantization_config", None):
         raise UnsupportedModel(
             f"{kind} is quantized", hint="full-parameter training needs the unquantized model (bf16, fp16 or fp32)"

@@ -21,7 +21,7 @@ class BlockCall:
 
 @dataclass(frozen=True)
 class DecoderInputs:
-    """What enters the blocks: hidden states [b, t, hidden] and, per block, the rest of its call."""
+    """What enters the blocks: hidden states and, per block, the rest of its call."""
 
     hidden: Tensor
     calls: list[BlockCall]
@@ -118,6 +118,12 @@ class EmbeddingStandIn(nn.Module):
     def unbind(self) -> None:
         self._given = None
 
+    @property
+    def weight(self) -> Tensor:
+        """For models that ask it for its device or dtype."""
+        assert self._given is not None
+        return self._given[0]
+
     def forward(self, input_ids: Tensor) -> Tensor:
         assert self._given is not None
         rows, row_of = self._given
@@ -142,11 +148,21 @@ class HeadStandIn(nn.Module):
         """Let go of the weight and its gradient, whose memory is the largest there is."""
         self._given = None
 
+    @property
+    def weight(self) -> Tensor:
+        """For models that ask it for its device or dtype."""
+        if self._given is None:
+            raise StopForward
+        return self._given[0]
+
     def forward(self, hidden: Tensor) -> Tensor:
         if self._given is None:
             raise StopForward  # only what the blocks are called with is wanted
         weight, grad = self._given
-        logits = hidden @ weight.mT if grad is None else HeadMatmul.apply(hidden, weight, grad)
+        if weight.stride(0) == 0:  # a probe's: one row that stands for all, as a product would copy it that often
+            logits = (hidden @ weight[0]).unsqueeze(-1).expand(*hidden.shape[:-1], len(weight))
+        else:
+            logits = hidden @ weight.mT if grad is None else HeadMatmul.apply(hidden, weight, grad)
         return logits if self.bias is None else logits + self.bias
 
 

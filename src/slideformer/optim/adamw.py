@@ -102,8 +102,7 @@ class LayerAdam:
         self.hi, self.lo, self.exp_avg, self.exp_avg_sq = hi, lo, exp_avg, exp_avg_sq
         self.decay_spans = decay_spans
         self.threads = threads or cpu_threads()
-        # [k, 4] int64: start, stop, where the span's gradient begins, decayed
-        self._spans = torch.tensor([(a, b, a, int(d)) for a, b, d in decay_spans], dtype=torch.int64).view(-1, 4)
+        self._spans = _as_tensor(decay_spans)
 
     def step(self, grad: Tensor | None, hyper: AdamWStep) -> None:
         """Update the whole layer.
@@ -112,6 +111,15 @@ class LayerAdam:
             grad: [n] bfloat16 or float32, or None.
         """
         self._update(grad, (self.numel,), self._spans, hyper)
+
+    def step_spans(self, spans: list[tuple[int, int, bool]], grad: Tensor | None, hyper: AdamWStep) -> None:
+        """Update some runs of elements.
+
+        Args:
+            spans: (start, stop, decayed), ascending.
+            grad: [n] bfloat16 or float32, read inside those runs only, or None.
+        """
+        self._update(grad, (self.numel,), _as_tensor(spans), hyper)
 
     def step_rows(self, rows: Tensor, grad: Tensor | None, hyper: AdamWStep, width: int) -> None:
         """Update some rows of a table that fills the layer from its first element.
@@ -166,6 +174,11 @@ class LayerAdam:
             **asdict(hyper.scalars()),
             num_threads=self.threads,
         )
+
+
+def _as_tensor(spans: list[tuple[int, int, bool]]) -> Tensor:
+    """[k, 4] int64: start, stop, where the span's gradient begins, decayed."""
+    return torch.tensor([(a, b, a, int(d)) for a, b, d in spans], dtype=torch.int64).view(-1, 4)
 
 
 def _check(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]) -> None:

@@ -42,6 +42,10 @@ class ModelSizes:
         return sum(layout.parameter_count for layout in self.layouts.values())
 
     @property
+    def trained_parameters(self) -> int:
+        return sum(field.numel for layout in self.layouts.values() for field in layout.trained_fields)
+
+    @property
     def block_layouts(self) -> list[FlatLayout]:
         return [self.layouts[name] for name in self.blocks]
 
@@ -69,12 +73,12 @@ class Work:
 
 def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
     """Named buffers in host memory."""
-    block = max(layout.numel for layout in model.block_layouts)
+    block = max(layout.trained_numel for layout in model.block_layouts)
     boundary = sizes.micro_batch_tokens * model.hidden
     return {
         "weights and optimizer state": sum(LayerState.bytes_needed(layout) for layout in model.layouts.values()),
         "gradients": GradientRing.host_bytes_needed(block, sizes.gradient_slots, dtype)
-        + (model.layouts[model.head].numel + model.layouts[model.shell].numel) * dtype.itemsize,
+        + (model.layouts[model.head].trained_numel + model.layouts[model.shell].trained_numel) * dtype.itemsize,
         "embedding rows": EmbeddingTable.host_bytes_needed(
             model.vocabulary, model.embedding_width, sizes.step_tokens, dtype
         ),
@@ -88,12 +92,13 @@ def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
 def device_bytes(model: ModelSizes, work: Work, sizes: Sizes, dtype: torch.dtype) -> dict[str, dict[str, int]]:
     """Device memory by phase and name; a phase's sum is its peak."""
     size, n = dtype.itemsize, len(model.blocks)
-    block = max(layout.numel for layout in model.block_layouts)
+    block = max(layout.trained_numel for layout in model.block_layouts)
     boundary = sizes.micro_batch_tokens * model.hidden
     rows = min(sizes.step_tokens, model.vocabulary) * model.embedding_width
     always = {
         "weights": LayerWindow.bytes_needed(model.block_layouts, sizes.window_depth, dtype)
-        + model.layouts[model.shell].numel * (size + 4)
+        + model.layouts[model.shell].numel * size
+        + model.layouts[model.shell].trained_numel * 4
         + model.buffer_bytes,
         "gradients": GradientRing.device_bytes_needed(block, dtype, sizes.micro_batches > 1),
         "embedding rows": rows * size,

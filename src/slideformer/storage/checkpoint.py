@@ -7,9 +7,10 @@ damaged later, by a disk or by hand, so all that is read is compared with the ma
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ class UnitState:
 
     layout: FlatLayout
     tensors: Mapping[str, Tensor]
+    missed: Counter[str] = field(default_factory=Counter)
 
 
 def write_checkpoint(
@@ -91,6 +93,8 @@ def restore(path: Path, manifest: Manifest, units: Mapping[str, UnitState]) -> N
         found = read_tensors(path / described.file, units[unit].tensors)
         if found != Digest(described.size_bytes, described.sha256):
             raise CheckpointError(f"{path / described.file} was changed after it was written: its checksum is another")
+        units[unit].missed.clear()
+        units[unit].missed.update(described.missed)
 
     with ThreadPoolExecutor(THREADS, "restore") as pool:
         list(pool.map(read, units))
@@ -109,6 +113,8 @@ def check_layouts(path: Path, manifest: Manifest, units: Mapping[str, UnitState]
         )
     for unit, state in units.items():
         described = manifest.units[unit]
+        if described.trained_numel != state.layout.trained_numel:
+            raise CheckpointError(f"{path}: other parameters of {unit} were trained", "set frozen and trainable as before")
         if described.numel != state.layout.numel or described.parameters != places(state.layout):
             raise CheckpointError(
                 f"{path}: {unit} has other shapes than in this model", "resume with the model that was trained"
@@ -123,16 +129,17 @@ def verify(path: Path) -> Manifest:
     """
     manifest = read_manifest(path)
     for described in manifest.units.values():
-        found = read_tensors(path / described.file, empty_planes(described.numel))
+        found = read_tensors(path / described.file, empty_planes(described.numel, described.trained_numel))
         if found != Digest(described.size_bytes, described.sha256):
             raise CheckpointError(f"{path / described.file} was changed after it was written: its checksum is another")
     return manifest
 
 
-def empty_planes(numel: int) -> dict[str, Tensor]:
+def empty_planes(numel: int, trained_numel: int) -> dict[str, Tensor]:
     """Tensors of the names and dtypes that a unit's file holds, in its order."""
-    dtypes = {"hi": torch.bfloat16, "lo": torch.int16, "exp_avg": torch.float32, "exp_avg_sq": torch.float32}
-    return {name: torch.empty(numel, dtype=dtype) for name, dtype in dtypes.items()}
+    masters = {"hi": torch.bfloat16, "lo": torch.int16}
+    moments = {name: torch.empty(trained_numel, dtype=torch.float32) for name in ("exp_avg", "exp_avg_sq")}
+    return {**{name: torch.empty(numel, dtype=dtype) for name, dtype in masters.items()}, **moments}
 
 
 def keep_newest(directory: Path, limit: int) -> None:
@@ -172,6 +179,8 @@ def _write_units(directory: Path, units: Mapping[str, UnitState]) -> dict[str, U
             size_bytes=digest.size_bytes,
             sha256=digest.sha256,
             numel=state.layout.numel,
+            trained_numel=state.layout.trained_numel,
+            missed=dict(state.missed),
             parameters=places(state.layout),
         )
 

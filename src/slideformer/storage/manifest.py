@@ -35,12 +35,17 @@ class Place(Strict):
 
 
 class UnitFile(Strict):
-    """The file of one unit: its flat vectors hi, lo, exp_avg and exp_avg_sq, each of `numel` elements."""
+    """The file of one unit: its flat vectors hi and lo of `numel` elements, exp_avg and exp_avg_sq of `trained_numel`.
+
+    `missed` counts, by parameter, the steps that brought it no gradient.
+    """
 
     file: FileName
     size_bytes: Count
     sha256: Sha256
     numel: Count
+    trained_numel: Count
+    missed: dict[str, Count]
     parameters: dict[str, Place]
 
 
