@@ -16,6 +16,7 @@ from slideformer.data.examples import fingerprint
 from slideformer.data.load import Encoding, LoadedData, apply_chat_template, load_data
 from slideformer.data.show import show
 from slideformer.engine.measure import measure_work, model_sizes
+from slideformer.engine.parity import check_causal
 from slideformer.errors import ConfigError, DoesNotFit
 from slideformer.kernels.liger import apply_liger, choose_kernels
 from slideformer.models.architecture import Decoder
@@ -105,6 +106,7 @@ def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
     customize = apply_liger if kernels == "liger" else None
     freeze = partial(frozen_names, trainable=config.trainable, frozen=config.frozen)
     decoder = Decoder(model_config, device, attention, customize, config.trust_remote_code, freeze)
+    check_causal(model_config, config.trust_remote_code)
     data, pad_id = read_data(config, path, decoder.vocabulary)
     machine = Machine.measure(decoder.device)
     plan = _plan(config, decoder, dtype, machine, int(data.examples.lengths.max()), micro_batch_size)

@@ -68,10 +68,10 @@ def whole_pass(of: Subject, chunk: int) -> tuple[float, dict[str, Tensor]]:
     gradients = {}
     for i in reversed(range(decoder.depth)):
         into = new_accumulator(decoder.block_shapes(i))
-        dx = compute.block_backward(tapes[i], blocks[i], xs[i], dx, into)
+        dx = compute.block_backward(decoder, i, tapes[i], blocks[i], xs[i], inputs, dx, into)
         gradients |= {f"{decoder.block_names[i]}.{name}": value for name, value in gradients_of(into).items()}
     d_rows = torch.zeros(rows.shape)
-    compute.enter_backward(decoder, batch, rows, shell, dx, d_rows, None, d_shell)
+    compute.enter_backward(decoder, batch, rows, shell, inputs, dx, d_rows, None, d_shell)
     d_table = torch.zeros(decoder.vocabulary, decoder.embedding_width)
     d_table[ids] = d_rows
     gradients |= gradients_of(d_shell) | {decoder.embedding_name: d_table}
@@ -98,10 +98,10 @@ def test_the_padding_row_gets_no_gradient_from_the_embedding():
     batch, ids = micro_batch()
     rows = of.model.get_input_embeddings().weight.detach()[ids]
     shell = {name: dict(of.model.named_parameters())[name].detach() for name in of.decoder.shell_shapes}
-    hidden = compute.enter(of.decoder, batch, rows, shell).hidden
+    inputs = compute.enter(of.decoder, batch, rows, shell)
     gradient = torch.zeros(rows.shape)
     into = new_accumulator(of.decoder.shell_shapes)
-    compute.enter_backward(of.decoder, batch, rows, shell, torch.ones_like(hidden), gradient, 2, into)
+    compute.enter_backward(of.decoder, batch, rows, shell, inputs, torch.ones_like(inputs.hidden), gradient, 2, into)
     assert not gradient[2].any() and gradient[1].all() and gradient[3].all()
     assert not into.flat.any()  # the norm behind the blocks has no part in it: zero, not what lay there
 

@@ -63,8 +63,8 @@ def a_block_skipped(patch: pytest.MonkeyPatch) -> None:
 def masks_of_another_layer(patch: pytest.MonkeyPatch) -> None:
     real = Decoder.block
 
-    def block(self: Decoder, i: int, weights: Any, x: Tensor, inputs: Any, seed: int) -> Tensor:
-        return real(self, i, weights, x, replace(inputs, calls=[*inputs.calls[1:], inputs.calls[0]]), seed)
+    def block(self: Decoder, i: int, weights: Any, x: Tensor, inputs: Any, seed: int, sides: Any) -> Tensor:
+        return real(self, i, weights, x, replace(inputs, calls=[*inputs.calls[1:], inputs.calls[0]]), seed, sides)
 
     patch.setattr(Decoder, "block", block)
 

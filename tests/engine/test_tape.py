@@ -46,7 +46,7 @@ def run(of: Any, i: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     y = tape.take_output()
     first.fill_(float("nan"))  # another layer comes
     into = Accumulator(layout, torch.zeros(layout.numel))
-    dx = tape.backward(layout.views(flat), X, DY, into)
+    (dx,) = tape.backward(layout.views(flat), [X], DY, into)
     return y, dx, into.flat
 
 
@@ -76,7 +76,7 @@ def backward_matmuls(keep: bool) -> int:
     tape = record(of.decoder, 0, layout.views(flat), keep)
     into = Accumulator(layout, torch.zeros(layout.numel))
     with CountedOps() as ops:
-        tape.backward(layout.views(flat), X, DY, into)
+        tape.backward(layout.views(flat), [X], DY, into)
     return ops.counts["aten.mm.default"]
 
 
@@ -101,7 +101,7 @@ def test_memory_does_not_wait_for_the_garbage_collector():
     for keep in (True, False):
         tape = record(of.decoder, 0, layout.views(flat), keep)
         tape.take_output()
-        tape.backward(layout.views(flat), X, DY, Accumulator(layout, torch.zeros(layout.numel)))
+        tape.backward(layout.views(flat), [X], DY, Accumulator(layout, torch.zeros(layout.numel)))
         saved = weakref.ref(tape._saved)
         gc.disable()
         try:
@@ -119,6 +119,6 @@ def test_a_block_that_does_not_repeat_itself_is_refused():
         return (x * weights["w"]).exp() if len(calls) == 1 else x * weights["w"]
 
     flat = torch.ones(12 * 64)
-    tape = Tape(forward, {"w": flat.view(12, 64)}, X, keep=False)
+    tape = Tape(forward, {"w": flat.view(12, 64)}, [X], keep=False)
     with pytest.raises(RuntimeError, match="saved 3 tensors and 2 when it was recomputed"):
-        tape.backward({"w": flat.view(12, 64)}, X, DY, Accumulator(FlatLayout({"w": (12, 64)}), flat.clone()))
+        tape.backward({"w": flat.view(12, 64)}, [X], DY, Accumulator(FlatLayout({"w": (12, 64)}), flat.clone()))

@@ -1,7 +1,7 @@
 """Every type of transformers' causal language models, trained by the engine and by plain PyTorch, and compared.
 
-    python tests/parity/suite.py                      # all types; writes docs/models.md
-    python tests/parity/suite.py llama gemma3_text    # some types; prints them
+    make parity                                            # all types; writes docs/models.md
+    PYTHONPATH=tests python -m parity.suite llama mamba2   # some types; prints them
 
 Exits 1 if a type is wrong or crashes.
 """
@@ -32,12 +32,12 @@ class Outcome:
     model_type: str
     result: Result
     detail: str
-    kinds: int = 0
 
 
 def check(model_type: str) -> Outcome:
     """Build a tiny model of a type from its configuration alone, and train it both ways."""
-    from catalog import config_of
+    import torch
+    from parity.catalog import config_of
 
     from slideformer.engine import parity
     from slideformer.errors import UnsupportedModel
@@ -60,16 +60,13 @@ def check(model_type: str) -> Outcome:
         return Outcome(model_type, "not buildable", _in_one_line(error))
     try:
         parity.refuse_two_way(model, tiny.get_text_config().vocab_size)
-        import torch
-
         compared = parity.compare(model, Decoder(tiny, torch.device("cpu")), STEPS)
     except UnsupportedModel as refusal:
         return Outcome(model_type, "refused", refusal.message)
     detail = f"{compared.loss_error:.0e} | {compared.gradient_error:.0e} | {compared.weight_error:.0e}"
-    kinds = len({type(block).__name__ + str(getattr(block, "layer_type", "")) for block in model.modules()})
     if compared.exact:
-        return Outcome(model_type, "exact", detail, kinds)
-    return Outcome(model_type, "wrong", f"{detail} | {compared.worst}", kinds)
+        return Outcome(model_type, "exact", detail)
+    return Outcome(model_type, "wrong", f"{detail} | {compared.worst}")
 
 
 def plain_forward(model: Any) -> None:
@@ -122,8 +119,8 @@ def main() -> int:
     parser.add_argument("types", nargs="*", help="model types (default: all, and the page is written)")
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2)))
     arguments = parser.parse_args()
-    from catalog import all_types
-    from page import render
+    from parity.catalog import all_types
+    from parity.page import render
 
     outcomes = []
     for outcome in check_all(arguments.types or all_types(), arguments.processes):

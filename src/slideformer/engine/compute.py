@@ -64,19 +64,33 @@ def block_recorded(
 ) -> Tape:
     """Block i, remembered for its backward: [b, t, hidden] -> [b, t, hidden] by `output_of`."""
 
-    def forward(leaves: dict[str, Tensor], x: Tensor) -> Tensor:
-        return decoder.block(i, leaves, x, inputs, batch.seed + i + 1)
+    def forward(leaves: dict[str, Tensor], x: Tensor, *sides: Tensor) -> Tensor:
+        return decoder.block(i, leaves, x, inputs, batch.seed + i + 1, sides)
 
-    return Tape(forward, dict(weights), x, keep, decoder.frozen_in_block(i), needs_dx)
+    given = [x, *decoder.sides(i, inputs)]
+    return Tape(forward, dict(weights), given, keep, decoder.frozen_in_block(i), needs_dx)
 
 
 def output_of(tape: Tape) -> Tensor:
     return tape.take_output()
 
 
-def block_backward(tape: Tape, weights: Weights, x: Tensor, dy: Tensor, into: Accumulator) -> Tensor | None:
-    """Backward of `block_recorded`; returns dx if it is needed, adds the trained weights' gradients to `into`."""
-    return tape.backward(dict(weights), x, dy, into)
+def block_backward(
+    decoder: Decoder,
+    i: int,
+    tape: Tape,
+    weights: Weights,
+    x: Tensor,
+    inputs: DecoderInputs,
+    dy: Tensor,
+    into: Accumulator,
+) -> Tensor | None:
+    """Backward of `block_recorded`; returns dx if it is needed, adds the trained weights' gradients to `into` and those
+    of what else the block was called with to `inputs`."""
+    sides = decoder.sides(i, inputs)
+    dx, *d_sides = tape.backward(dict(weights), [x, *sides], dy, into) or [None]
+    inputs.add_gradients(sides, d_sides)
+    return dx
 
 
 def enter_backward(
@@ -84,17 +98,24 @@ def enter_backward(
     batch: MicroBatch,
     rows: Tensor,
     shell: Weights,
+    inputs: DecoderInputs,
     dx: Tensor,
     row_gradient: Tensor | None,
     padding_index: int | None,
     into: Accumulator,
 ) -> None:
-    """Backward of `enter`: adds to the embedding rows' gradient (fp32 [u, width]; None if frozen) and the shell's."""
+    """Backward of `enter`, whose result `inputs` was: adds to the embedding rows' gradient (fp32 [u, width]; None if
+    frozen) and the shell's."""
     rows, leaves = rows.detach().requires_grad_(row_gradient is not None), as_leaves(dict(shell), decoder.frozen)
     with torch.enable_grad():
-        hidden = decoder.enter(batch.input_ids, rows, batch.row_of, leaves, batch.seed).hidden
+        again = decoder.enter(batch.input_ids, rows, batch.row_of, leaves, batch.seed)
+    outputs, d_outputs = [again.hidden], [dx]
+    for one, first in zip(decoder.all_sides(again), decoder.all_sides(inputs), strict=True):
+        if one.requires_grad and (d_side := inputs.gradient_of(first)) is not None:
+            outputs.append(one)
+            d_outputs.append(d_side.to(one.dtype))
     wanted = [leaf for leaf in (rows, *leaves.values()) if leaf.requires_grad]
-    gradients = list(torch.autograd.grad(hidden, wanted, dx, allow_unused=True))
+    gradients = list(torch.autograd.grad(outputs, wanted, d_outputs, allow_unused=True))
     if row_gradient is not None:
         d_rows = gradients.pop(0)
         if padding_index is not None:

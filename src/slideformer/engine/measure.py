@@ -113,7 +113,7 @@ def _run_block(decoder: Decoder, i: int, batch: int, length: int, dtype: torch.d
     def run() -> Tensor:
         tape = compute.block_recorded(decoder, i, weights, x, inputs, micro_batch, keep=False)
         tape.take_output()
-        return compute.block_backward(tape, weights, x, dy, into)
+        return compute.block_backward(decoder, i, tape, weights, x, inputs, dy, into)
 
     return run
 

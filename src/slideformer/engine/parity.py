@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from slideformer.data.batches import Batch
 from slideformer.data.chat import IGNORED
 from slideformer.engine.engine import Engine
-from slideformer.errors import UnsupportedModel
+from slideformer.errors import SlideFormerError, UnsupportedModel
 from slideformer.models.architecture import Decoder
 from slideformer.models.tiny import shrink
 from slideformer.optim.adamw import AdamWStep
@@ -22,11 +23,11 @@ from slideformer.plan.sizes import Sizes
 STEPS, SEQUENCES, MICRO_BATCHES, LENGTH = 2, 4, 2, 24
 SIZES = Sizes(2, SEQUENCES // MICRO_BATCHES, MICRO_BATCHES, LENGTH, 2, host_boundaries=1, head_chunk=13)
 # A large epsilon: gradients that are only rounding noise must not decide.
-HYPER = AdamWStep(learning_rate=1e-2, beta1=0.9, beta2=0.999, epsilon=1e-3, weight_decay=0.1, step=1)
-TOLERANCE = 2e-5  # of losses (relative) and weights (absolute, after moving by up to 2e-2)
+HYPER = AdamWStep(learning_rate=2e-3, beta1=0.9, beta2=0.999, epsilon=1e-3, weight_decay=0.1, step=1)
+TOLERANCE = 1e-5  # of losses (relative) and weights (absolute, after moving by up to 2e-3 a step)
 GRADIENT_TOLERANCE = 1e-4  # of the first step's gradients, relative to the largest of the same parameter
 SMALL_GRADIENT = 1e-3  # of the model's largest: what is smaller is compared with this
-MOST_TINY_PARAMETERS = 20_000_000
+MOST_TINY_PARAMETERS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Parity:
         gradient_error: largest difference of a gradient in the first step, relative to the largest of its parameter.
         weight_error: largest absolute difference of a weight after the last step.
         worst: name of the parameter that differs most.
+        rounding: how far plain fp32 training is from plain fp64 training, in weights. Known only where it was needed:
+            in some models a first step's rounding errors grow within three steps beyond any fixed tolerance.
     """
 
     architecture: str
@@ -46,12 +49,12 @@ class Parity:
     gradient_error: float
     weight_error: float
     worst: str
+    rounding: float = 0.0
 
     @property
     def exact(self) -> bool:
-        # "not greater" would let a NaN through
-        errors = ((self.loss_error, TOLERANCE), (self.gradient_error, GRADIENT_TOLERANCE), (self.weight_error, TOLERANCE))
-        return all(error <= tolerance for error, tolerance in errors)
+        first_step = self.loss_error <= TOLERANCE and self.gradient_error <= GRADIENT_TOLERANCE
+        return first_step and self.weight_error <= max(TOLERANCE, self.rounding)
 
     def __str__(self) -> str:
         return (
@@ -67,9 +70,10 @@ def check_parity(config: Any, trust_remote_code: bool = False, steps: int = STEP
         UnsupportedModel: the results differ, so the model would be trained wrongly, or there is no tiny copy.
     """
     tiny = shrink(config)
-    model = build_tiny(tiny, trust_remote_code)
-    decoder = Decoder(tiny, torch.device("cpu"), trust_remote_code=trust_remote_code)
-    parity = compare(model, decoder, steps)
+    with torch.random.fork_rng(devices=[]):
+        model = build_tiny(tiny, trust_remote_code)
+        refuse_two_way(model, tiny.get_text_config().vocab_size)
+        parity = compare(model, Decoder(tiny, torch.device("cpu"), trust_remote_code=trust_remote_code), steps)
     if not parity.exact:
         raise UnsupportedModel(
             f"a tiny {parity.architecture} does not train here as in plain PyTorch: losses differ by "
@@ -78,6 +82,13 @@ def check_parity(config: Any, trust_remote_code: bool = False, steps: int = STEP
             "the engine would train this model wrongly; please report its config.json",
         )
     return parity
+
+
+def check_causal(config: Any, trust_remote_code: bool = False) -> None:
+    """Raise UnsupportedModel unless a tiny copy is causal; a fraction of `check_parity`, for runs that go without it."""
+    with torch.random.fork_rng(devices=[]):
+        tiny = shrink(config)
+        refuse_two_way(build_tiny(tiny, trust_remote_code), tiny.get_text_config().vocab_size)
 
 
 def build_tiny(tiny: Any, trust_remote_code: bool = False) -> Any:
@@ -129,12 +140,25 @@ def refuse_two_way(model: nn.Module, vocabulary: int) -> None:
 
 
 def compare(model: Any, decoder: Decoder, steps: int = STEPS) -> Parity:
-    """Train `model` by plain PyTorch, in place, and a copy of it through the engine."""
+    """Train `model` by plain PyTorch, in place, and a copy of it through the engine.
+
+    Raises:
+        UnsupportedModel: its blocks cannot be run one by one.
+    """
     vocabulary = model.config.get_text_config().vocab_size
     batches = [_batch(vocabulary, step) for step in range(steps)]
     with torch.random.fork_rng(devices=[]):
-        ours = _engine_training(decoder, model, batches)
+        try:
+            ours = _engine_training(decoder, model, batches)
+        except SlideFormerError:
+            raise
+        except Exception as error:  # the model's own code, called block by block, raises what it likes
+            reason = f"{type(error).__name__}: {error}"
+            raise UnsupportedModel(f"the blocks of {type(model).__name__} do not run one by one: {reason}") from error
+        start = deepcopy(model)
         plain = _plain_training(decoder, model, batches)
+        weight_error = ours.furthest_from(plain)
+        rounding = plain.furthest_from(_in_fp64(decoder, start, batches)) if weight_error > TOLERANCE else 0.0
     loss_error = max(abs(a - b) / abs(b) for a, b in zip(ours.losses, plain.losses, strict=True))
     small = SMALL_GRADIENT * max(float(g.abs().max()) for g in plain.gradients.values())
     gradient_errors = {
@@ -151,8 +175,9 @@ def compare(model: Any, decoder: Decoder, steps: int = STEPS) -> Parity:
         sum(w.numel() for w in plain.weights.values()),
         loss_error,
         max(gradient_errors.values()),
-        max(weight_errors.values()),
+        weight_error,
         max(weight_errors, key=badness),
+        rounding,
     )
 
 
@@ -163,6 +188,10 @@ class Training:
     losses: list[float]
     gradients: Mapping[str, Tensor]
     weights: Mapping[str, Tensor]
+
+    def furthest_from(self, other: "Training") -> float:
+        """The largest absolute difference of a weight."""
+        return max(float((value - other.weights[name]).abs().max()) for name, value in self.weights.items())
 
 
 def _engine_training(decoder: Decoder, model: nn.Module, batches: list[Batch]) -> Training:
@@ -208,6 +237,11 @@ def _plain_training(decoder: Decoder, model: nn.Module, batches: list[Batch]) ->
         optimizer.step()
         optimizer.zero_grad()
     return Training(losses, gradients, {name: p.detach() for name, p in parameters.items()})
+
+
+def _in_fp64(decoder: Decoder, model: nn.Module, batches: list[Batch]) -> Training:
+    """Plain training in fp64, but for what the model's own code casts to fp32."""
+    return _plain_training(decoder, model.double(), batches)
 
 
 def _plain_backward(decoder: Decoder, model: nn.Module, batch: Batch, seed: int) -> float:

@@ -50,7 +50,8 @@ def train_step(e: Machinery, micro_batches: list[Batch], hyper: AdamWStep, max_n
         weights, d_weights = e.window.layer(i), e.gradients.open(e.layouts[i])
         for m in range(len(batches)):
             x = e.saved.load(i, m)
-            dxs[m] = run(compute.block_backward, tapes.pop((i, m)), weights, x, dxs[m], d_weights)
+            tape = tapes.pop((i, m))
+            dxs[m] = run(compute.block_backward, decoder, i, tape, weights, x, inputs[m], dxs[m], d_weights)
             e.saved.release(i, m)
         e.window.release(i)
         e.submit_block(result, i, d_weights)
@@ -58,6 +59,6 @@ def train_step(e: Machinery, micro_batches: list[Batch], hyper: AdamWStep, max_n
 
     padding = e.table.padding_index
     for m, batch in enumerate(batches if e.trains_entry else []):
-        run(compute.enter_backward, decoder, batch, rows, shell, dxs[m], d_rows, padding, d_shell)
+        run(compute.enter_backward, decoder, batch, rows, shell, inputs[m], dxs[m], d_rows, padding, d_shell)
     e.submit_shell_and_rows(result, d_shell, d_rows)
     return e.close(result)

@@ -11,7 +11,7 @@ Both run the same kernels on the same numbers: same bits. `torch.utils.checkpoin
 costs the host twice the time a block.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,38 +22,38 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_
 from slideformer.memory.gradients import Accumulator
 
 Weights = dict[str, Tensor]
-Forward = Callable[[Weights, Tensor], Tensor]
+Forward = Callable[..., Tensor]  # (weights, *inputs) -> y
 
 
 class Tape:
     """Runs a block once forward and once backward.
 
     Args:
-        forward: (weights, x) -> y, the same function of the same numbers whenever it is called.
+        forward: (weights, *inputs) -> y, the same function of the same numbers whenever it is called.
         weights: parameter name -> view of a slot, the trained ones first.
-        x: [b, t, hidden], the block's input.
+        inputs: the block's input [b, t, hidden], and what else of its call has a gradient.
         keep: hold what backward needs; else recompute it.
         frozen: names of weights that need no gradient.
-        needs_dx: whether anything below the block is trained.
+        needs_dx: whether anything below the block is trained: then the inputs have a gradient.
     """
 
     def __init__(
         self,
         forward: Forward,
         weights: Weights,
-        x: Tensor,
+        inputs: Sequence[Tensor],
         keep: bool,
         frozen: Collection[str] = (),
         needs_dx: bool = True,
     ):
         leaves = as_leaves(weights, frozen)
-        # Autograd holds the leaves of its graph; this one has the input's shape and no memory.
-        stand_in = x.new_empty(()).expand(x.shape).requires_grad_(needs_dx)
+        # Autograd holds the leaves of its graph; these have the inputs' shapes and no memory.
+        stand_ins = [x.new_empty(()).expand(x.shape).requires_grad_(needs_dx) for x in inputs]
         self._saved = Kept(storage_of(weights)) if keep else Recomputed(forward, frozen, needs_dx)
         with torch.enable_grad(), saved_tensors_hooks(self._saved.pack, self._saved.unpack):
-            y = forward(leaves, Substitute.apply(stand_in, x))  # pyright: ignore[reportArgumentType]
-        self._needs_dx = needs_dx
-        self._leaves: list[Tensor] = [leaf for leaf in (stand_in, *leaves.values()) if leaf.requires_grad]
+            y = forward(leaves, *map(substitute, stand_ins, inputs))
+        self._inputs = len(inputs) if needs_dx else 0
+        self._leaves: list[Tensor] = [leaf for leaf in (*stand_ins, *leaves.values()) if leaf.requires_grad]
         self._end: GradientEdge | None = get_gradient_edge(y)
         self._y: Tensor | None = y.detach()
 
@@ -63,22 +63,23 @@ class Tape:
         assert y is not None
         return y
 
-    def backward(self, weights: Weights, x: Tensor, dy: Tensor, into: Accumulator) -> Tensor | None:
-        """dx, if it is needed; adds the trained weights' gradients to `into`. Once.
+    def backward(
+        self, weights: Weights, inputs: Sequence[Tensor], dy: Tensor, into: Accumulator
+    ) -> list[Tensor | None]:
+        """The inputs' gradients, if they are needed; adds the trained weights' gradients to `into`. Once.
 
         Args:
             weights: the same weights as in forward, in whichever slot they are now.
-            x: the block's input again; not read where everything was kept.
+            inputs: the block's inputs again; not read where everything was kept.
         """
         assert self._end is not None
-        self._saved.bind(weights, x)
+        self._saved.bind(weights, inputs)
         gradients = list(torch.autograd.grad([self._end], self._leaves, [dy], allow_unused=True))
-        dx = gradients.pop(0) if self._needs_dx else None
         # The graph holds the hooks: let go of it here, or memory waits for the garbage collector.
         self._end, self._leaves = None, []
         self._saved.unbind()
-        into.add(gradients)
-        return dx
+        into.add(gradients[self._inputs :])
+        return gradients[: self._inputs]
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Kept:
         self._address = slot.data_ptr()
         self._slot: torch.UntypedStorage | None = None
 
-    def bind(self, weights: Weights, x: Tensor) -> None:
+    def bind(self, weights: Weights, inputs: Sequence[Tensor]) -> None:
         self._slot = storage_of(weights)
 
     def unbind(self) -> None:
@@ -124,10 +125,11 @@ class Recomputed:
         self._forward, self._frozen, self._needs_dx = forward, frozen, needs_dx
         self._count = 0
         self._again: list[Tensor | None] = []
-        self._bound: tuple[Weights, Tensor] | None = None
+        self._bound: tuple[Weights, list[Tensor]] | None = None
 
-    def bind(self, weights: Weights, x: Tensor) -> None:
-        self._bound = as_leaves(weights, self._frozen), x.detach().requires_grad_(self._needs_dx)
+    def bind(self, weights: Weights, inputs: Sequence[Tensor]) -> None:
+        again = [x.detach().requires_grad_(self._needs_dx) for x in inputs]
+        self._bound = as_leaves(weights, self._frozen), again
 
     def unbind(self) -> None:
         self._bound, self._again = None, []
@@ -147,7 +149,8 @@ class Recomputed:
         assert self._bound is not None
         try:
             with torch.enable_grad(), saved_tensors_hooks(self._save_again, refuse):
-                self._forward(*self._bound)
+                weights, inputs = self._bound
+                self._forward(weights, *inputs)
         except LastTensorSaved:
             pass
         if len(self._again) != self._count:
@@ -173,6 +176,10 @@ class Substitute(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         return gradients[0], None
+
+
+def substitute(stand_in: Tensor, value: Tensor) -> Tensor:
+    return Substitute.apply(stand_in, value)  # pyright: ignore[reportReturnType]
 
 
 def refuse(_: Any) -> Tensor:

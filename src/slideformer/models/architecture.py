@@ -7,7 +7,7 @@ soft-cap). Weights are handed in at every call (`torch.func.functional_call`), s
 slot holds its weights.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,8 +20,11 @@ from transformers.trainer_pt_utils import get_parameter_names
 from transformers.utils import logging
 
 from slideformer.errors import UnsupportedModel
+from slideformer.models.block_call import BlockCall, leaf_at, leaves_of, with_leaves
 from slideformer.models.boundary import Boundary
 from slideformer.models.stand_ins import (
+    NOT_HIDDEN,
+    NOT_STREAMABLE,
     BlockChain,
     BlockStandIn,
     DecoderInputs,
@@ -82,10 +85,12 @@ class Decoder:
         self.undecayed = set(self.parameter_shapes) - set(
             get_parameter_names(model, [nn.LayerNorm], UNDECAYED_PATTERNS)
         )
+        untrained = {name for name, p in model.named_parameters() if not p.requires_grad}  # such as sinusoidal tables
         self.draws_at_random = _draws_at_random(config.to_dict())
         _move_buffers(model, device)
         self._take_apart(model)
-        self.frozen = frozenset(freeze(self.parameter_shapes)) | self.unused_shapes.keys()
+        self._refuse_shared_parameters()
+        self.frozen = frozenset(freeze(self.parameter_shapes)) | self.unused_shapes.keys() | untrained
         self._frozen_in_block = [
             frozenset(name for name in self.block_shapes(i) if f"{prefix}.{name}" in self.frozen)
             for i, prefix in enumerate(self.block_names)
@@ -98,10 +103,11 @@ class Decoder:
                 f"{type(model).__name__} has a {type(embedding).__name__} embedding and a {type(head).__name__} head",
                 "models with one nn.Embedding and one nn.Linear head can be trained",
             )
+        _refuse_extras(embedding, {"weight"})
+        _refuse_extras(head, {"weight", "bias"})
         self.tied = head.weight is embedding.weight
-        names = {id(module): name for name, module in model.named_modules()}
-        self.embedding_name = names[id(embedding)] + ".weight"
-        self.head_name = self.embedding_name if self.tied else names[id(head)] + ".weight"
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.embedding_name, self.head_name = names[id(embedding.weight)], names[id(head.weight)]
         self.vocabulary, self.embedding_width = embedding.weight.shape
         self.head_shape = (head.weight.shape[0], head.weight.shape[1])
         self.padding_row = embedding.padding_idx
@@ -128,18 +134,30 @@ class Decoder:
         assert refusal is not None
         raise refusal
 
+    def _refuse_shared_parameters(self) -> None:
+        """A parameter of two blocks is listed under one of its names only."""
+        for i, prefix in enumerate(self.block_names):
+            for name in self.block_shapes(i):
+                if f"{prefix}.{name}" not in self.parameter_shapes:
+                    raise UnsupportedModel(
+                        f"{prefix} shares {name} with another block", "only models whose blocks have weights of their own can be streamed"
+                    )
+
     def _learn_boundary(self) -> None:
         """Whether the model's forward takes a tensor from a block or unpacks a tuple: the form that keeps the chain;
         and the shape of what passes."""
-        refusal: Exception | None = None
-        for self._chain.arity in range(4):
+        refusal, progress = None, (0, False)
+        forms = [(arity, extra) for extra in (NOT_HIDDEN, None) for arity in range(4)]
+        for self._chain.arity, self._chain.extra in forms:
             try:
                 shapes = {size: self._probe(*size).shape for size in ((2, 3), (5, 7))}
                 self.boundary = Boundary.learn(shapes)
                 self.hidden = self.boundary.elements_per_token
                 return self._learn_reach()
             except Exception as error:  # the model's own code over stand-ins raises what it likes
-                refusal = refusal or error
+                reached = (len(self._chain.recorded), isinstance(error, UnsupportedModel))
+                if reached >= progress:  # the form that came furthest tells most
+                    refusal, progress = error, reached
         assert refusal is not None
         if isinstance(refusal, UnsupportedModel):
             raise refusal
@@ -147,23 +165,29 @@ class Decoder:
 
     def _probe(self, b: int, t: int) -> Tensor:
         """What enters the blocks, of weights that are zero and take no memory."""
-        return self._enter_zero(b, t, self._zeros(self.shell_shapes))
-
-    def _enter_zero(self, b: int, t: int, shell: Weights) -> Tensor:
-        ids = torch.zeros(b, t, dtype=torch.int64, device=self.device)
         rows = torch.zeros(1, self.embedding_width, device=self.device)
-        return self.enter(ids, rows, ids, shell, seed=0).hidden
+        return self._enter_zero(b, t, rows, self._zeros(self.shell_shapes)).hidden
+
+    def _enter_zero(self, b: int, t: int, rows: Tensor, shell: Weights) -> DecoderInputs:
+        ids = torch.zeros(b, t, dtype=torch.int64, device=self.device)
+        return self.enter(ids, rows, ids, shell, seed=0)
 
     def _zeros(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         zero = torch.zeros((), device=self.device)
         return {name: zero.expand(shape) for name, shape in shapes.items()}
 
     def _learn_reach(self) -> None:
-        """Which of the parameters outside blocks the forward reaches, before the blocks and behind them."""
+        """Which of the parameters outside blocks the forward reaches, before the blocks and behind them, and what else
+        the blocks are called with depends on them or on the embedding."""
+        rows = torch.zeros(1, self.embedding_width, device=self.device).requires_grad_()
         shell = {name: value.requires_grad_() for name, value in self._zeros(self.shell_shapes).items()}
         head = torch.zeros((), device=self.device).expand(self.head_shape)
         with torch.enable_grad():
-            before = _reached(self._enter_zero(2, 3, shell), shell)
+            entered = self._enter_zero(2, 3, rows, shell)
+            self._side_paths = [
+                [path for path, leaf in leaves_of(call) if leaf.requires_grad] for call in entered.calls
+            ]
+            before = set().union(*(_reached(one, shell) for one in [entered.hidden, *self.all_sides(entered)]))
             hidden = torch.zeros(self.boundary.of(2, 1), device=self.device)
             behind = _reached(self.logits(hidden, head, None, shell), shell)
         self.entry_names = frozenset(before)
@@ -200,12 +224,26 @@ class Decoder:
             self._embedding.unbind()
         return self._chain.take()
 
-    def block(self, i: int, weights: Weights, x: Tensor, inputs: DecoderInputs, seed: int) -> Tensor:
-        """Block i over hidden states x."""
-        call = inputs.calls[i]
+    def block(
+        self, i: int, weights: Weights, x: Tensor, inputs: DecoderInputs, seed: int, sides: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """Block i over hidden states x; `sides` take the places of those in its call."""
+        call = with_leaves(inputs.calls[i], dict(zip(self._side_paths[i], sides, strict=True))) if sides else inputs.calls[i]
         self._seed(seed)
         y = functional_call(self.blocks[i], dict(weights), (x, *call.args), call.kwargs)
-        return y[0] if isinstance(y, tuple | list) else y
+        if not isinstance(y, tuple | list):
+            return y
+        if self._chain.extra is None and any(value is not None for value in y[1 : self._chain.arity]):
+            raise NOT_STREAMABLE
+        return y[0]
+
+    def sides(self, i: int, inputs: DecoderInputs) -> list[Tensor]:
+        """What block i is called with, beside hidden states, that has a gradient."""
+        return [leaf_at(inputs.calls[i], path) for path in self._side_paths[i]]
+
+    def all_sides(self, inputs: DecoderInputs) -> list[Tensor]:
+        """Those of all blocks, each once, in the order in which they come."""
+        return list({id(side): side for i in range(self.depth) for side in self.sides(i, inputs)}.values())
 
     def logits(self, hidden: Tensor, head_weight: Tensor, head_grad: Tensor | None, shell: Weights) -> Tensor:
         """Logits [c, 1, vocabulary] of c sequences of one token that leave the last block.
@@ -259,11 +297,20 @@ def build_on_meta(
     return model
 
 
+def _refuse_extras(module: nn.Module, known: set[str]) -> None:
+    """A stand-in for a module with parameters of its own would lose them."""
+    if extras := [name for name, _ in module.named_parameters() if name not in known]:
+        raise UnsupportedModel(
+            f"its {type(module).__name__} has parameters beside {' and '.join(sorted(known))}: {', '.join(extras)}",
+            "models with a plain embedding and a plain linear head can be streamed",
+        )
+
+
 def _reached(output: Tensor, parameters: Weights) -> set[str]:
     """Names of the parameters that an output depends on."""
-    if not output.requires_grad:
+    if not parameters or not output.requires_grad:
         return set()
-    gradients = torch.autograd.grad(output.sum(), list(parameters.values()), allow_unused=True)
+    gradients = torch.autograd.grad(output.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)
     return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
 

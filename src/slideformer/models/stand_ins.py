@@ -1,6 +1,7 @@
 """Modules that take the places of blocks, embedding and head while the model's own forward runs."""
 
-from dataclasses import dataclass
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -9,22 +10,57 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from slideformer.errors import UnsupportedModel
-
-
-@dataclass(frozen=True)
-class BlockCall:
-    """What the model's forward passes to one block beside the hidden states."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+from slideformer.models.block_call import BlockCall
 
 
 @dataclass(frozen=True)
 class DecoderInputs:
-    """What enters the blocks: hidden states and, per block, the rest of its call."""
+    """What enters the blocks: hidden states and, per block, the rest of its call.
+
+    The rest may have a gradient too, such as embeddings that the model hands to each block; it is collected here.
+    """
 
     hidden: Tensor
     calls: list[BlockCall]
+    gradients: dict[int, Tensor] = field(default_factory=dict)
+
+    def add_gradients(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+        """Add to the gradients of tensors that calls hold; one tensor may be in many calls."""
+        for tensor, gradient in zip(tensors, gradients, strict=False):
+            if gradient is not None:
+                sum_so_far = self.gradients.get(id(tensor))
+                self.gradients[id(tensor)] = gradient.float() if sum_so_far is None else sum_so_far.add_(gradient)
+
+    def gradient_of(self, tensor: Tensor) -> Tensor | None:
+        """fp32, of its shape."""
+        return self.gradients.get(id(tensor))
+
+
+NOT_HIDDEN = object()  # what a block returns beside hidden states: it must not be what the next one needs
+NOT_STREAMABLE = UnsupportedModel(
+    "the model passes more than hidden states from block to block",
+    "only models whose blocks are connected by hidden states alone can be streamed",
+)
+
+
+class Handover(dict[Any, Any]):
+    """An empty mapping that all blocks are called with: what one leaves there, another may want, which is refused."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self._name = name
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass  # kept by nobody, so that it does not hold memory
+
+    def __getitem__(self, key: Any) -> Any:
+        raise UnsupportedModel(
+            f"a block needs what an earlier one left in {self._name}",
+            "only models whose blocks are connected by hidden states alone can be streamed",
+        )
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return self[key]
 
 
 class StopForward(Exception):
@@ -36,11 +72,14 @@ class BlockChain:
 
     Attributes:
         arity: how many values the model's forward expects of a block; 0 is a bare tensor.
+        extra: what stands for the values beside hidden states. None, if the model hands them to the next block, where
+            only None is harmless.
     """
 
     def __init__(self, length: int):
         self.length = length
         self.arity = 0
+        self.extra: Any = NOT_HIDDEN
         self.hidden: Tensor | None = None
         self.recorded: list[tuple[Tensor, BlockCall]] = []
 
@@ -54,6 +93,8 @@ class BlockChain:
         """The forward of the stand-in for block `index`."""
         if self.hidden is not None:
             return self.as_output(self.hidden)
+        if any(given is NOT_HIDDEN for given in (*call.args, *call.kwargs.values())):
+            raise NOT_STREAMABLE
         if index != len(self.recorded):
             raise UnsupportedModel(
                 f"the model's forward calls block {index} in place {len(self.recorded)}",
@@ -64,13 +105,14 @@ class BlockChain:
                 "the model computes on the hidden states between two blocks",
                 "only models whose blocks follow each other directly can be streamed",
             )
-        self.recorded.append((hidden, call))
+        handed = {k: Handover(k) if isinstance(v, MutableMapping) and not v else v for k, v in call.kwargs.items()}
+        self.recorded.append((hidden, BlockCall(call.args, handed)))
         if len(self.recorded) == self.length:
             raise StopForward
         return self.as_output(hidden)
 
     def as_output(self, hidden: Tensor) -> Any:
-        return (hidden, *[None] * (self.arity - 1)) if self.arity else hidden
+        return (hidden, *[self.extra] * (self.arity - 1)) if self.arity else hidden
 
     def take(self) -> DecoderInputs:
         """What was recorded."""

@@ -19,7 +19,7 @@ WIDTHS = (
     "moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size", "dense_intermediate_size",
     "moe_shared_expert_intermediate_size", "shared_experts_intermediate_size", "intermediate_size_mlp",
     "expert_ffn_hidden_size", "hidden_size_per_layer_input", "attention_hidden_size", "lru_width", "router_hidden_size",
-    "decoder_ffn_dim", "encoder_ffn_dim", "dff", "d_inner", "emb_dim", "mamba_d_ssm",
+    "decoder_ffn_dim", "encoder_ffn_dim", "dff", "d_inner", "emb_dim", "embedding_dim", "mamba_d_ssm",
 )  # fmt: skip
 # widths of one attention head or of a projection between heads, divided by HEAD_SCALE
 HEAD_WIDTHS = (
@@ -27,6 +27,7 @@ HEAD_WIDTHS = (
     "linear_key_head_dim", "linear_value_head_dim", "linear_head_dim", "index_head_dim", "swa_head_dim",
 )  # fmt: skip
 HEAD_SCALE = 8
+ALL_HEADS = ("encoder_attention_heads", "decoder_attention_heads")
 HEAD_COUNTS = ("linear_num_key_heads", "linear_num_value_heads", "linear_num_heads", "index_n_heads")
 # heads of a state-space mixer and the width of one
 MIXER_HEADS = (
@@ -53,6 +54,8 @@ def shrink(config: PretrainedConfig) -> Any:
     Hidden size, heads (MHA, GQA or MQA as before), head and MLP widths, experts, vocabulary and attention windows
     become small; layers become the fewest that show each kind of layer, at least three.
     """
+    if overrides := config.to_dict().get("per_layer_config"):
+        return _shrink_with_overrides(config, {int(layer): values for layer, values in overrides.items()})
     tiny = deepcopy(config)
     for name, part in list(vars(config).items()):
         if isinstance(part, PretrainedConfig) and hasattr(part, "num_hidden_layers"):
@@ -67,6 +70,21 @@ def shrink(config: PretrainedConfig) -> Any:
     for name in _present(tiny, WINDOWS):
         setattr(tiny, name, min(getattr(tiny, name), WINDOW_TOKENS))
     return tiny
+
+
+def _shrink_with_overrides(config: Any, overrides: dict[int, dict[str, Any]]) -> Any:
+    """Shrink a configuration that says some things layer by layer: the layers keep their ratio to the others."""
+    flat = type(config)(**{**config.to_dict(), "per_layer_config": None})
+    # A list with one entry per layer: layers with other overrides are of another kind, and it is thinned out as they are.
+    flat.overrides = [tuple(overrides.get(i, {}).items()) for i in range(config.num_hidden_layers)]
+    tiny = shrink(flat)
+    settings = {name: value for name, value in tiny.to_dict().items() if name != "overrides"}
+    settings["per_layer_config"] = {
+        i: {name: max(1, getattr(tiny, name) * value // getattr(flat, name)) for name, value in values}
+        for i, values in enumerate(tiny.overrides)
+        if values
+    }
+    return type(config)(**settings)
 
 
 def _present(config: Any, names: Sequence[str]) -> list[str]:
@@ -103,6 +121,10 @@ def _shrink_heads(tiny: Any, config: Any) -> None:
     for name in _present(config, KV_HEAD_COUNTS):
         count = getattr(config, name)
         setattr(tiny, name, HEADS if count == heads else 1 if count == 1 else HEADS // 2)
+    for name in _present(config, ALL_HEADS):
+        setattr(tiny, name, HEADS)
+    if _present(config, ["attention_hidden_size", "attention_head_dim"]):
+        tiny.attention_head_dim = HIDDEN * config.attention_hidden_size // config.hidden_size // HEADS
     for name in _present(config, HEAD_COUNTS):
         setattr(tiny, name, max(1, HEADS * getattr(config, name) // heads))
     for name in _present(config, HEAD_WIDTHS):
@@ -171,18 +193,22 @@ def _shrink_layers(tiny: Any, config: Any) -> None:
         setattr(tiny, name, sum(i >= count - getattr(config, name) for i in kept))
     for name in _present(config, ["moe_layer_end_index"]):
         setattr(tiny, name, len(kept) - 1)
+    if getattr(config, "num_blocks", None) == count:
+        tiny.num_blocks = len(kept)
     tiny.num_hidden_layers = len(kept)
 
 
 def _layers_to_keep(config: Any, count: int) -> list[int]:
-    """The first layer of each kind, filled up to MIN_LAYERS; all layers up to those where a period decides the kind."""
-    first: dict[tuple[Any, ...], int] = {}
+    """The first two layers of each kind, as some share weights within a kind, and at least MIN_LAYERS; all layers up to
+    those where a period decides the kind."""
+    of_kind: dict[tuple[Any, ...], list[int]] = {}
     for i in range(count):
-        first.setdefault(_kind(config, count, i), i)
+        of_kind.setdefault(_kind(config, count, i), []).append(i)
+    firsts = [i for layers in of_kind.values() for i in layers[:2]]
     period = max((getattr(config, name) for name in _present(config, PERIODS)), default=1)
     if period > 1:
-        return list(range(min(count, max(MIN_LAYERS, period, *(i + 1 for i in first.values())))))
-    kept = set(first.values())
+        return list(range(min(count, max(MIN_LAYERS, period, *(layers[0] + 1 for layers in of_kind.values())))))
+    kept = set(firsts)
     kept.update([i for i in range(count) if i not in kept][: max(0, MIN_LAYERS - len(kept))])
     return sorted(kept)
 
