@@ -41,9 +41,7 @@ class FlatLayout:
         trained_numel: elements of its trained part, padded: those of gradients and moments.
     """
 
-    def __init__(
-        self, shapes: Mapping[str, Iterable[int]], no_decay: Iterable[str] = (), frozen: Collection[str] = ()
-    ):
+    def __init__(self, shapes: Mapping[str, Iterable[int]], no_decay: Iterable[str] = (), frozen: Collection[str] = ()):
         undecayed = set(no_decay)
         self.fields: dict[str, Field] = {}
         self.numel = self.trained_numel = 0

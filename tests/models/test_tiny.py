@@ -141,7 +141,7 @@ def test_narrow_embeddings_stay_narrow() -> None:
 
 def test_alternating_attention_keeps_both_kinds_in_order() -> None:
     tiny = shrink(real_config("Gemma-2-9B"))
-    assert tiny.layer_types == ["sliding_attention", "full_attention", "sliding_attention"]
+    assert tiny.layer_types == ["sliding_attention", "full_attention"] * 2
     assert tiny.sliding_window == WINDOW_TOKENS
 
 
@@ -154,9 +154,9 @@ def test_a_rare_layer_kind_is_kept() -> None:
 def test_dense_layers_among_experts_are_kept() -> None:
     config = AutoConfig.for_model("qwen3_moe", num_hidden_layers=24, mlp_only_layers=[5, 6])
     tiny = shrink(config)
-    assert tiny.mlp_only_layers == [2] and tiny.num_hidden_layers == 3
+    assert tiny.mlp_only_layers == [2, 3] and tiny.num_hidden_layers == 4
     model = check_builds_and_runs(tiny)
-    assert [hasattr(layer.mlp, "experts") for layer in model.model.layers] == [True, True, False]
+    assert [hasattr(layer.mlp, "experts") for layer in model.model.layers] == [True, True, False, False]
 
 
 def test_every_second_layer_of_experts() -> None:
@@ -169,7 +169,7 @@ def test_first_dense_layers_and_expert_groups() -> None:
     config = AutoConfig.for_model("deepseek_v3")
     tiny = shrink(config)
     model = check_builds_and_runs(tiny)
-    assert [hasattr(layer.mlp, "experts") for layer in model.model.layers] == [False, False, True]
+    assert [hasattr(layer.mlp, "experts") for layer in model.model.layers] == [False, False, True, True]
     assert tiny.first_k_dense_replace == 2
     assert tiny.routed_scaling_factor == config.routed_scaling_factor
 

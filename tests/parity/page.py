@@ -11,20 +11,22 @@ if TYPE_CHECKING:
 
 INTRODUCTION = """# Models
 
-What the engine makes of each type of transformers' causal language models (`{title}`), from its configuration alone: a
-tiny model with every kind of layer of the family is trained for three steps here and by plain PyTorch, in fp32, and losses,
-gradients and weights are compared. `make parity` writes this page, and fails if a type is wrong or crashes.
+What the engine makes of each type of transformers' causal language models, from its configuration alone
+(`{title}`): a tiny model with every kind of layer of the family is trained for three steps here and by plain
+PyTorch, in fp32, and losses, gradients and weights are compared. `make parity` writes this page, and fails if a type is
+wrong or crashes.
 
 {totals}.
 
-- **exact**: trained as plain PyTorch trains it. The three numbers are the largest differences of a loss (relative), of a
-  gradient of the first step (relative to the largest of the same parameter), and of a weight after the last step.
+- **exact**: trained as plain PyTorch trains it. The numbers are the largest differences of a loss (relative, at most
+  1e-05), of a gradient of the first step (relative to the largest of its parameter, at most 1e-04), and of a weight
+  after the last step (at most 1e-05, or as far as plain fp32 training is from fp64, where rounding grows faster).
 - **refused**: `slideformer train` refuses the model with this reason, before anything is loaded.
 - **not buildable**: with transformers' own defaults there is no tiny model to compare with. The check before the first
   step of a run is made with *your* model's configuration, and decides then.
 
-Encoders (BERT and its relatives) and the decoders of encoder-decoder models are trained as the causal language models that
-transformers makes of them with `is_decoder: true`; without it they are refused.
+Encoders (BERT and its relatives) and the decoders of encoder-decoder models are trained as the causal language models
+that transformers makes of them with `is_decoder: true`; without it they are refused.
 """
 HEADS = {
     "exact": "| type | loss | gradients | weights |\n|---|---|---|---|",

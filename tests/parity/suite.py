@@ -106,7 +106,7 @@ def _quiet() -> None:
 
     torch.set_num_threads(1)
     logging.set_verbosity_error()
-    sys.stderr = open(os.devnull, "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _in_one_line(error: Exception) -> str:

@@ -11,8 +11,9 @@ from parity.suite import PAGE, Outcome, check_safely
 # One of each kind: dense, experts stacked and listed, linear attention, state space, several streams, shared inputs,
 # parameters that nothing reaches, two towers, encoders as decoders; and one for each reason to refuse.
 SAMPLE = [
-    "llama", "llama4_text", "qwen3", "qwen3_next", "qwen3_5_moe", "gemma2", "gemma3", "gemma4_text", "gpt_neox", "gpt_oss",
-    "deepseek_v2", "deepseek_v3", "deepseek_v4", "mixtral", "olmo", "phimoe", "mamba2", "jamba", "granitemoehybrid",
+    "llama", "llama4_text", "qwen3", "qwen3_next", "qwen3_5_moe", "gemma2", "gemma3", "gemma4_text", "gpt_neox",
+    "gpt_oss", "deepseek_v2", "deepseek_v3", "deepseek_v4", "mixtral", "olmo", "phimoe", "mamba2", "jamba",
+    "granitemoehybrid",
     "falcon_h1", "minimax", "lfm2", "rwkv", "openai-gpt", "bloom", "bert", "bart",
     "zamba2", "zaya", "gemma3n_text", "xlnet", "dory",
 ]  # fmt: skip

@@ -118,7 +118,9 @@ def test_records(tmp_path: Path, examples: int):
 # ---- manifests
 
 RUN = RunFacts(steps=9, dtype="bf16", micro_batch_size=2, data=Data(records=3, sha256="0" * 64), versions={}, config={})
-UNIT = UnitFile(file="00000-a.safetensors", size_bytes=9, sha256="f" * 64, numel=0, trained_numel=0, missed={}, parameters={})
+UNIT = UnitFile(
+    file="00000-a.safetensors", size_bytes=9, sha256="f" * 64, numel=0, trained_numel=0, missed={}, parameters={}
+)
 GOOD = Manifest(step=3, run=RUN, units={"a": UNIT}).model_dump(mode="json")
 manifest_keys = st.sampled_from(["version", "step", "run", "units", "a", "file", "sha256", "config", "parameters"])
 

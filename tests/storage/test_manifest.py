@@ -7,7 +7,9 @@ from slideformer.errors import CheckpointError
 from slideformer.storage.manifest import Data, Manifest, RunFacts, UnitFile, _digest, parse_manifest
 
 RUN = RunFacts(steps=9, dtype="bf16", micro_batch_size=2, data=Data(records=3, sha256="0" * 64), versions={}, config={})
-UNIT = UnitFile(file="00000-a.safetensors", size_bytes=9, sha256="f" * 64, numel=0, trained_numel=0, missed={}, parameters={})
+UNIT = UnitFile(
+    file="00000-a.safetensors", size_bytes=9, sha256="f" * 64, numel=0, trained_numel=0, missed={}, parameters={}
+)
 GOOD = Manifest(step=3, run=RUN, units={"a": UNIT}).model_dump(mode="json")
 
 

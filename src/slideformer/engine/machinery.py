@@ -99,7 +99,7 @@ class Machinery:
         self.gradients = GradientRing(
             lanes,
             allocator,
-            max(layout.trained_numel for layout in self.layouts),
+            GradientRing.numel_for(self.layouts),
             sizes.gradient_slots,
             dtype,
             accumulate=sizes.micro_batches > 1,

@@ -85,7 +85,7 @@ def check_parity(config: Any, trust_remote_code: bool = False, steps: int = STEP
 
 
 def check_causal(config: Any, trust_remote_code: bool = False) -> None:
-    """Raise UnsupportedModel unless a tiny copy is causal; a fraction of `check_parity`, for runs that go without it."""
+    """Raise UnsupportedModel unless a tiny copy is causal; a small part of `check_parity`, for runs without it."""
     with torch.random.fork_rng(devices=[]):
         tiny = shrink(config)
         refuse_two_way(build_tiny(tiny, trust_remote_code), tiny.get_text_config().vocab_size)
@@ -104,7 +104,9 @@ def build_tiny(tiny: Any, trust_remote_code: bool = False) -> Any:
                 model: Any = AutoModelForCausalLM.from_config(tiny, trust_remote_code=trust_remote_code)
             count = sum(p.numel() for p in model.parameters())
             if count > MOST_TINY_PARAMETERS:
-                raise UnsupportedModel(f"the smallest {type(model).__name__} that could be made has {count:,} parameters")
+                raise UnsupportedModel(
+                    f"the smallest {type(model).__name__} that could be made has {count:,} parameters"
+                )
             model = AutoModelForCausalLM.from_config(
                 tiny, dtype=torch.float32, trust_remote_code=trust_remote_code
             ).train()

@@ -103,6 +103,11 @@ class GradientRing:
         self._free = [allocator.empty("gradients", (numel,), dtype, pinned=True) for _ in range(host_slots)]
 
     @staticmethod
+    def numel_for(layouts: Sequence[FlatLayout]) -> int:
+        """Elements of a buffer: the largest trained block's; where none is, a block's, for what is sent in pieces."""
+        return max(layout.trained_numel for layout in layouts) or max(layout.numel for layout in layouts)
+
+    @staticmethod
     def device_bytes_needed(numel: int, dtype: torch.dtype, accumulate: bool) -> int:
         return numel * (GradientRing.STAGING * dtype.itemsize + (4 if accumulate else 0))
 

@@ -20,7 +20,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 from transformers.utils import logging
 
 from slideformer.errors import UnsupportedModel
-from slideformer.models.block_call import BlockCall, leaf_at, leaves_of, with_leaves
+from slideformer.models.block_call import leaf_at, leaves_of, with_leaves
 from slideformer.models.boundary import Boundary
 from slideformer.models.stand_ins import (
     NOT_HIDDEN,
@@ -140,7 +140,8 @@ class Decoder:
             for name in self.block_shapes(i):
                 if f"{prefix}.{name}" not in self.parameter_shapes:
                     raise UnsupportedModel(
-                        f"{prefix} shares {name} with another block", "only models whose blocks have weights of their own can be streamed"
+                        f"{prefix} shares {name} with another block",
+                        "only models whose blocks have weights of their own can be streamed",
                     )
 
     def _learn_boundary(self) -> None:
@@ -228,7 +229,11 @@ class Decoder:
         self, i: int, weights: Weights, x: Tensor, inputs: DecoderInputs, seed: int, sides: Sequence[Tensor] = ()
     ) -> Tensor:
         """Block i over hidden states x; `sides` take the places of those in its call."""
-        call = with_leaves(inputs.calls[i], dict(zip(self._side_paths[i], sides, strict=True))) if sides else inputs.calls[i]
+        call = (
+            with_leaves(inputs.calls[i], dict(zip(self._side_paths[i], sides, strict=True)))
+            if sides
+            else inputs.calls[i]
+        )
         self._seed(seed)
         y = functional_call(self.blocks[i], dict(weights), (x, *call.args), call.kwargs)
         if not isinstance(y, tuple | list):

@@ -5,7 +5,9 @@ from collections.abc import Iterable, Sequence
 
 from slideformer.errors import ConfigError
 
-HINT = "parameters are named as in the model's safetensors files; a pattern is a regular expression found anywhere in one"
+HINT = (
+    "parameters are named as in the model's safetensors files; a pattern is a regular expression found anywhere in one"
+)
 
 
 def frozen_names(names: Iterable[str], trainable: Sequence[str] = (), frozen: Sequence[str] = ()) -> frozenset[str]:

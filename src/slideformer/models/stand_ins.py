@@ -116,12 +116,13 @@ class BlockChain:
 
     def take(self) -> DecoderInputs:
         """What was recorded."""
-        recorded, self.recorded = self.recorded, []
+        recorded = self.recorded
         if len(recorded) != self.length:
             raise UnsupportedModel(
                 f"the model's forward called {len(recorded)} of its {self.length} blocks",
                 "models that skip, repeat or reorder blocks cannot be streamed",
             )
+        self.recorded = []
         return DecoderInputs(recorded[0][0], [call for _, call in recorded])
 
 

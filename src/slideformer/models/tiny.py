@@ -75,7 +75,7 @@ def shrink(config: PretrainedConfig) -> Any:
 def _shrink_with_overrides(config: Any, overrides: dict[int, dict[str, Any]]) -> Any:
     """Shrink a configuration that says some things layer by layer: the layers keep their ratio to the others."""
     flat = type(config)(**{**config.to_dict(), "per_layer_config": None})
-    # A list with one entry per layer: layers with other overrides are of another kind, and it is thinned out as they are.
+    # One entry per layer: layers with other overrides are of another kind, and the list is thinned out as they are.
     flat.overrides = [tuple(overrides.get(i, {}).items()) for i in range(config.num_hidden_layers)]
     tiny = shrink(flat)
     settings = {name: value for name, value in tiny.to_dict().items() if name != "overrides"}

@@ -73,7 +73,7 @@ class Work:
 
 def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
     """Named buffers in host memory."""
-    block = max(layout.trained_numel for layout in model.block_layouts)
+    block = GradientRing.numel_for(model.block_layouts)
     boundary = sizes.micro_batch_tokens * model.hidden
     return {
         "weights and optimizer state": sum(LayerState.bytes_needed(layout) for layout in model.layouts.values()),
@@ -92,7 +92,7 @@ def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
 def device_bytes(model: ModelSizes, work: Work, sizes: Sizes, dtype: torch.dtype) -> dict[str, dict[str, int]]:
     """Device memory by phase and name; a phase's sum is its peak."""
     size, n = dtype.itemsize, len(model.blocks)
-    block = max(layout.trained_numel for layout in model.block_layouts)
+    block = GradientRing.numel_for(model.block_layouts)
     boundary = sizes.micro_batch_tokens * model.hidden
     rows = min(sizes.step_tokens, model.vocabulary) * model.embedding_width
     always = {

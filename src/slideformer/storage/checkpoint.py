@@ -114,7 +114,9 @@ def check_layouts(path: Path, manifest: Manifest, units: Mapping[str, UnitState]
     for unit, state in units.items():
         described = manifest.units[unit]
         if described.trained_numel != state.layout.trained_numel:
-            raise CheckpointError(f"{path}: other parameters of {unit} were trained", "set frozen and trainable as before")
+            raise CheckpointError(
+                f"{path}: other parameters of {unit} were trained", "set frozen and trainable as before"
+            )
         if described.numel != state.layout.numel or described.parameters != places(state.layout):
             raise CheckpointError(
                 f"{path}: {unit} has other shapes than in this model", "resume with the model that was trained"
