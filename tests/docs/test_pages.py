@@ -43,3 +43,10 @@ def test_the_translation_from_trl_names_settings():
     rows = (ROOT / "docs/how-to/trl.md").read_text(encoding="utf-8").splitlines()
     (same,) = (row for row in rows if "the same names" in row)
     assert set(re.findall(r"`(\w+)`", same)) <= {key for key, _ in setting_fields()}
+
+
+def test_troubleshooting_is_headed_by_words_of_messages():
+    text = (ROOT / "docs/how-to/troubleshooting.md").read_text(encoding="utf-8")
+    source = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.py")))
+    headings = re.findall(r"^### `(.*)`$", text, re.MULTILINE)
+    assert len(headings) > 10 and [words for words in headings if words not in source] == []
