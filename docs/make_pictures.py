@@ -1,4 +1,4 @@
-"""Pictures of the terminal for the pages: runs the commands on getting-started.md's own files and draws what they print.
+"""Pictures of the terminal for the pages: runs commands on getting-started.md's own files and draws what they print.
 
 python docs/make_pictures.py MODEL_DIRECTORY     # SmolLM2-135M-Instruct, as `slideformer.demo.assets` makes it
 """
