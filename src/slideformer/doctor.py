@@ -11,6 +11,13 @@ from pathlib import Path
 from slideformer.units import format_bytes
 
 PACKAGES = ("slideformer", "torch", "transformers", "tokenizers", "safetensors", "datasets")
+# Package -> what is missing without it, and what installs it.
+OPTIONAL_PACKAGES = {
+    "liger-kernel": ("GPU runs then use PyTorch's own kernels", "pip install 'slideformer[gpu]'"),
+    "gguf": ("`slideformer demo` then cannot read its model", "pip install 'slideformer[demo]'"),
+}
+TRITON_PACKAGES = ("triton", "pytorch-triton-rocm", "triton-rocm")
+DRIVER_FILES = ("proc/driver/nvidia/version", "sys/module/amdgpu/version")
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,10 @@ def examine(directory: Path, root: Path = Path("/")) -> Iterator[Finding]:
         root: where /proc and /sys are, for tests.
     """
     yield from _versions()
+    yield from _optional_packages()
     yield _gpu()
+    yield _driver(root)
+    yield _triton()
     yield _instructions()
     yield _memory(root)
     yield _pinned(*resource.getrlimit(resource.RLIMIT_MEMLOCK))
@@ -45,11 +55,21 @@ def examine(directory: Path, root: Path = Path("/")) -> Iterator[Finding]:
 def _versions() -> Iterator[Finding]:
     yield Finding("python", platform.python_version())
     for name in PACKAGES:
-        yield Finding(name, version(name))
+        found = _installed(name)
+        yield Finding(name, found or "not installed", "" if found else f"pip install {name}")
+
+
+def _optional_packages() -> Iterator[Finding]:
+    for name, (without, command) in OPTIONAL_PACKAGES.items():
+        yield Finding(name, _installed(name) or f"not installed; {without} ({command})")
+
+
+def _installed(package: str) -> str:
+    """Its version; "" where it is not installed."""
     try:
-        yield Finding("liger-kernel", version("liger-kernel"))
+        return version(package)
     except PackageNotFoundError:
-        yield Finding("liger-kernel", "not installed; GPU runs then use PyTorch's own kernels")
+        return ""
 
 
 def _gpu() -> Finding:
@@ -63,6 +83,24 @@ def _gpu() -> Finding:
     if not (torch.version.cuda or torch.version.hip):
         return Finding("GPU", "none: this PyTorch is built for the CPU only", "pip install --force-reinstall torch")
     return Finding("GPU", "PyTorch sees none, though it is built for one", "nvidia-smi   # is the driver up?")
+
+
+def _driver(root: Path) -> Finding:
+    """The kernel's driver, which can be there although PyTorch sees no GPU, and the other way round in a container."""
+    for name in DRIVER_FILES:
+        path = root / name
+        if path.is_file():
+            return Finding("GPU driver", path.read_text(encoding="utf-8").partition("\n")[0].strip())
+    return Finding("GPU driver", "none is loaded")
+
+
+def _triton() -> Finding:
+    import torch
+
+    found = next((f"{name} {number}" for name in TRITON_PACKAGES if (number := _installed(name))), "")
+    if found or not torch.cuda.is_available():
+        return Finding("triton", found or "not installed; only GPU runs use it")
+    return Finding("triton", "not installed; the loss on a GPU is computed with it", "pip install triton")
 
 
 def _instructions() -> Finding:

