@@ -65,8 +65,8 @@ def tick_texts(axis: Axis) -> list[str]:
 
 
 def format_number(value: float) -> str:
-    """1234567 -> '1,234,567', 0.00123456 -> '0.001235', 0.00001 -> '1e-5'; NaN is a dash."""
-    if math.isnan(value):
+    """1234567 -> '1,234,567', 0.00123456 -> '0.001235', 0.00001 -> '1e-5'; what is not finite is a dash."""
+    if not math.isfinite(value):
         return "\N{EN DASH}"
     size = abs(value)
     if size and (size < 1e-3 or size >= 1e9):

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from slideformer.report.axes import step_axis, value_axis
 from slideformer.report.curve import Label, value_labels
-from slideformer.report.run_data import DataFacts, Lengths, SourceReport
+from slideformer.report.run_data import DataFacts, Lengths
 
 UNNAMED = "(no name)"
 
@@ -28,14 +28,12 @@ class Histogram:
     summary: str
 
 
-def source_rows(data: DataFacts) -> list[tuple[str, SourceReport]]:
-    """Each source and what became of it; of several, also their sum."""
+def source_rows(data: DataFacts) -> list[tuple[str, list[int]]]:
+    """Each source and the counts of its report, in the order of `SourceReport`; of several sources, also the sums."""
     names = [*data.sources, *[UNNAMED] * (len(data.reports) - len(data.sources))]
-    rows = list(zip(names, data.reports, strict=False))
+    rows = [(name, list(vars(report).values())) for name, report in zip(names, data.reports, strict=False)]
     if len(rows) > 1:
-        fields = SourceReport.model_fields
-        total = SourceReport(**{name: sum(getattr(report, name) for _, report in rows) for name in fields})
-        rows.append(("all", total))
+        rows.append(("all", [sum(column) for column in zip(*(counts for _, counts in rows), strict=True)]))
     return rows
 
 

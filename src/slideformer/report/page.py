@@ -43,7 +43,7 @@ def write_report(directory: Path, out: Path | None = None) -> Path:
     page = render(read_run(directory))
     path = out or directory / "report.html"
     try:
-        path.write_text(page, encoding="utf-8")
+        path.write_text(page, encoding="utf-8", errors="replace")  # half a surrogate pair has no UTF-8
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}", hint="name another file with --out") from None
     return path
@@ -104,7 +104,7 @@ def _points(run: RunData, curves: list[Curve]) -> dict[str, Any]:
 
 
 def _environment() -> Environment:
-    folder = resources.files(__package__)
+    folder = resources.files("slideformer.report")
     environment = Environment(
         loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
         autoescape=True,

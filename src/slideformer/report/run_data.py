@@ -45,7 +45,7 @@ class Step(_Part):
 
     def value(self, name: str) -> float:
         """A measurement by its name, also one that this version does not know; NaN where there is none."""
-        found = getattr(self, name, None)
+        found: Any = getattr(self, name, None)
         is_number = isinstance(found, int | float) and not isinstance(found, bool)
         return float(found) if is_number and abs(found) < LARGEST_VALUE else math.nan
 
