@@ -2,36 +2,17 @@
 
 import html
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from headless import CHROMIUM, DARK, browse
 from made_up_runs import write_lines, write_run
 
 from slideformer.report.page import write_report
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DARK = "--blink-settings=preferredColorScheme=0"
 NARROWEST = 380  # pixels
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
-
-
-def browse(page: Path, *options: str) -> str:
-    """Open a page in headless Chromium; returns what it wrote to standard output."""
-    profile = f"--user-data-dir={page.parent / 'profile'}"
-    command = [
-        str(CHROMIUM),
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        profile,
-        *options,
-        page.as_uri(),
-    ]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
 
 def root_element(dom: str) -> str:

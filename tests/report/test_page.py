@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,24 @@ def test_drawings_tables_and_headings_can_be_listened_to(tmp_path: Path):
     assert len(page.texts_in("caption")) == sum(tag == "table" for tag, _ in page.tags)
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1 and all(after <= before + 1 for before, after in pairwise(levels))
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_texts_and_lines_stand_out_from_the_paper(theme: int):
+    sheet = (resources.files("slideformer.report") / "page.css").read_text()
+    colours = {m[1]: m.group(2, 3)[theme] for m in re.finditer(r"--([\w-]+): light-dark\((#\w+), (#\w+)\)", sheet)}
+    papers = [luminance(colours[name]) for name in ("paper", "raised")]
+    for name, least in {"ink": 4.5, "quiet": 4.5, "blue": 3, "orange": 3, "green": 3}.items():  # WCAG 2.2, level AA
+        text = luminance(colours[name])
+        for paper in papers:
+            assert (max(text, paper) + 0.05) / (min(text, paper) + 0.05) >= least, name
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of '#rrggbb', as WCAG defines it."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def test_a_hundred_thousand_steps_stay_below_a_megabyte(tmp_path: Path):
