@@ -45,6 +45,11 @@ def test_a_run_on_the_cpu_has_one_tier(tmp_path: Path):
     assert host.name == "Host" and "computation" in dict(host.parts)
 
 
+def test_a_plan_without_bytes_is_no_tier(tmp_path: Path):
+    (tmp_path / "run.json").write_text(json.dumps({"plan": {"host_bytes": {"total": 0, "gradients": 0}}}))
+    assert tiers(read_run(tmp_path)) == []
+
+
 def test_before_the_first_step_only_the_plan_is_known(tmp_path: Path):
     (tmp_path / "run.json").write_text(json.dumps({"plan": plan().as_json()}))
     assert [(tier.name, tier.measured_bytes) for tier in tiers(read_run(tmp_path))] == [("GPU", None), ("Host", None)]

@@ -88,6 +88,13 @@ def test_a_run_before_its_first_step(tmp_path: Path):
     assert "No step has been recorded yet." in page.prose and page.texts_in("h2")[:3] == SECTIONS[:3]
 
 
+def test_what_the_plan_chose_may_be_anything(tmp_path: Path):
+    sizes = {"window_depth": 12345, "resident_layers": ["a", "b"], "tied": True}
+    (tmp_path / "run.json").write_text(json.dumps({"plan": {"sizes": sizes, "host_bytes": {"total": 3}}}))
+    page = page_of(tmp_path)
+    assert "window depth" in page.texts_in("dt") and {"12,345", "['a', 'b']", "True"} <= set(page.texts_in("dd"))
+
+
 def test_gaps_are_told(tmp_path: Path):
     write_lines(tmp_path / "metrics.jsonl", ({"step": n, "loss": None if n > 3 else 2.0} for n in range(1, 6)))
     assert "No finite value in 2 steps, the first of them step 4." in page_of(tmp_path).prose

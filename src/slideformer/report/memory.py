@@ -71,7 +71,7 @@ def tiers(run: RunData) -> list[Tier]:
     if host_peak or plan.host_bytes:
         parts = {name: size for name, size in plan.host_bytes.items() if size is not None and name not in SUMS}
         found.append(_tier("Host", {"": parts} if parts else {}, host_peak, plan.host_bytes.get("budget")))
-    return found
+    return [tier for tier in found if tier.planned_bytes or tier.measured_bytes or tier.budget_bytes]
 
 
 def _tier(name: str, phases: Mapping[str, Mapping[str, int]], measured: int | None, budget: int | None) -> Tier:

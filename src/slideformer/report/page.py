@@ -1,5 +1,6 @@
 """The page: everything put together, and written as one file."""
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def render(run: RunData) -> str:
         points=_points(run, curves),
         evaluations=run.evaluations,
         tiers=memory,
-        sizes=record.plan.sizes if record else {},
+        sizes=_in_words(record.plan.sizes) if record else {},
         timing=timing(run),
         sources=source_rows(record.data) if record else [],
         lengths=histogram(record.data.lengths) if record else None,
@@ -100,6 +101,14 @@ def _points(run: RunData, curves: list[Curve]) -> dict[str, Any]:
         "spans": steps.spans,
         "curves": {curve.kind.key: curve.points for curve in curves},
         "evaluations": _marks(run),
+    }
+
+
+def _in_words(sizes: Mapping[str, Any]) -> dict[str, str]:
+    """{"micro_batch_size": 1024} -> {"micro batch size": "1,024"}."""
+    return {
+        name.replace("_", " "): f"{size:,}" if isinstance(size, int) and not isinstance(size, bool) else str(size)
+        for name, size in sizes.items()
     }
 
 

@@ -83,7 +83,7 @@ class PlannedBytes(_Part):
         device_bytes: by phase and name of the part, with "peak" and "budget" beside the phases.
     """
 
-    sizes: dict[str, Count | None] = {}
+    sizes: dict[str, Any] = {}
     host_bytes: dict[str, Count | None] = {}
     device_bytes: dict[str, dict[str, Count] | Count | None] = {}
 

@@ -99,7 +99,7 @@ def _loss(run: RunData) -> Figure | None:
         return None
     span = smoothing_span(len(losses))
     last = smoothed(losses, span)[-1] if span else losses[-1]
-    return Figure("Training loss", format_number(last), f"from {format_number(losses[0])}")
+    return Figure("Training loss", format_number(last), f"{'smoothed; ' * bool(span)}from {format_number(losses[0])}")
 
 
 def _held_out(run: RunData) -> Figure | None:
