@@ -90,7 +90,7 @@ def test_a_run_before_its_first_step(tmp_path: Path):
 
 def test_what_the_plan_chose_may_be_anything(tmp_path: Path):
     sizes = {"window_depth": 12345, "resident_layers": ["a", "b"], "tied": True}
-    (tmp_path / "run.json").write_text(json.dumps({"plan": {"sizes": sizes, "host_bytes": {"total": 3}}}))
+    (tmp_path / "run.json").write_text(json.dumps({"plan": {"sizes": sizes, "host_bytes": {"weights": 3}}}))
     page = page_of(tmp_path)
     assert "window depth" in page.texts_in("dt") and {"12,345", "['a', 'b']", "True"} <= set(page.texts_in("dd"))
 
