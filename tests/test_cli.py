@@ -110,6 +110,15 @@ def test_demo_passes_the_device(calls: list):
     assert calls == [("demo", {"device": "cpu"})]
 
 
+def test_report_writes_the_page_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
+    assert main(["report", str(tmp_path)]) == 0
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "other.html")]) == 0
+    written = [tmp_path / "report.html", tmp_path / "other.html"]
+    assert capsys.readouterr().out.split() == [str(path) for path in written]
+    assert all(path.read_text().startswith("<!doctype html>") for path in written)
+
+
 def test_an_unknown_key_is_two_lines_on_stderr(calls: list, config_file: str, capsys: pytest.CaptureFixture[str]):
     assert main(["train", config_file, "--learning_rat", "3"]) == 1
     output = capsys.readouterr()

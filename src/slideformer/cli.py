@@ -1,4 +1,4 @@
-"""The command line: train, plan, data, doctor, export, demo, completion.
+"""The command line: train, plan, data, report, doctor, export, demo, completion.
 
 Heavy imports wait inside the commands, so that help and a misspelt setting answer at once.
 """
@@ -72,6 +72,13 @@ def _data(arguments: argparse.Namespace, overrides: list[str]) -> None:
     show_data(config, arguments.samples)
 
 
+def _report(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    _no_overrides(overrides)
+    from slideformer.report.page import write_report
+
+    print(write_report(arguments.run, arguments.out))
+
+
 def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _no_overrides(overrides)
     from slideformer.saving import export
@@ -124,6 +131,13 @@ def _parser() -> argparse.ArgumentParser:
     data = _config_command(commands, "data", "show what a config trains on: samples, lengths, counts")
     data.add_argument("--samples", type=int, default=3, help="records to show in full (default: 3)")
     data.set_defaults(command=_data)
+
+    report = commands.add_parser(
+        "report", help="write what a run was and how it went as one HTML page", allow_abbrev=False
+    )
+    report.add_argument("run", metavar="RUN_DIR", type=Path, help="output_dir of a run, finished or not")
+    report.add_argument("--out", type=Path, help="file to write (default: RUN_DIR/report.html)")
+    report.set_defaults(command=_report)
 
     export = commands.add_parser(
         "export", help="write a trained model as a Hugging Face model directory", allow_abbrev=False

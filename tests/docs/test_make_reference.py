@@ -10,7 +10,7 @@ from slideformer import errors
 from slideformer.config import SOURCE_PREFIX, setting_fields
 from slideformer.data_settings import Source
 
-COMMANDS = ("train", "plan", "data", "export", "demo", "doctor", "completion")
+COMMANDS = ("train", "plan", "data", "export", "demo", "doctor", "completion", "report")
 
 
 def test_every_setting_is_on_the_settings_page():

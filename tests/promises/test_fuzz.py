@@ -12,12 +12,14 @@ import hypothesis.strategies as st
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
+from made_up_runs import made_up_config, made_up_record
 
 from slideformer.config import load_config, setting_fields
 from slideformer.data.examples import make_examples
 from slideformer.data.source import read_records
 from slideformer.errors import SlideFormerError
 from slideformer.models.weight_files import WeightFiles
+from slideformer.report.page import write_report
 from slideformer.storage.manifest import Data, Manifest, RunFacts, UnitFile, _digest, parse_manifest
 from slideformer.storage.tensor_file import parse_header, read_tensors
 
@@ -169,3 +171,36 @@ def test_headers(tmp_path: Path, examples: int):
                 assert str(error)
 
     fuzzed(examples, st.tuples(headers, lengths, st.binary(max_size=12)), use)
+
+
+# ---- run directories
+
+RUN_FILES = ["metrics.jsonl", "evals.jsonl", "samples.jsonl"]
+measured = st.none() | st.floats() | st.sampled_from([0, 1e-320, -1e300, 1e308, 10**400])
+measurements = st.dictionaries(
+    st.sampled_from(["loss", "grad_norm", "seconds", "tokens", "tokens_per_second", "gpu_peak_bytes", "wait_seconds"]),
+    measured,
+).map(lambda record: {"prompt": "p", "answer": "a"} | record)
+good_lines = st.lists(measurements, max_size=4).map(lambda all: [as_json({"step": n} | r) for n, r in enumerate(all)])
+bad_lines = st.lists(st.dictionaries(columns, values, max_size=2).map(as_json) | st.binary(max_size=20), max_size=2)
+run_lines = st.one_of(*[good_lines] * 9, bad_lines)
+run_keys = st.sampled_from(
+    ["config", "plan", "host_bytes", "device_bytes", "budget", "data", "lengths", "edges", "counts", "reports", "steps"]
+)
+run_records = changed(made_up_record(made_up_config(Path("out"), 9), 9), run_keys | st.text(max_size=6)).map(as_json)
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_run_directories(tmp_path: Path, examples: int):
+    def use(given_input: tuple[list[bytes], list[bytes], list[bytes], bytes]) -> None:
+        *lines, record = given_input
+        for name, content in zip(RUN_FILES, lines, strict=True):
+            (tmp_path / name).write_bytes(b"".join(line + b"\n" for line in content))
+        (tmp_path / "run.json").write_bytes(record)
+        write_report(tmp_path)
+
+    fuzzed(
+        examples,
+        st.tuples(run_lines, run_lines, run_lines, st.one_of(run_records, run_records, st.binary(max_size=20))),
+        use,
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from slideformer.errors import ConfigError
-from slideformer.storage.lock import locked
+from slideformer.storage.lock import is_locked, locked
 
 
 def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path: Path):
@@ -17,9 +17,17 @@ def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path: Path):
         pass
 
 
+def test_whether_a_run_holds_it(tmp_path: Path):
+    assert not is_locked(tmp_path / "none") and not is_locked(tmp_path)
+    assert list(tmp_path.iterdir()) == []  # asking leaves nothing behind
+    with locked(tmp_path):
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)
+
+
 def test_a_killed_process_holds_no_lock(tmp_path: Path):
     code = (
-        "import os, signal, sys; from pathlib import Path; from slideformer.storage.lock import locked\n"
+        "import os, signal, sys; from pathlib import Path; from slideformer.storage.lock import is_locked, locked\n"
         "with locked(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9

@@ -1,0 +1,1 @@
+"""`slideformer report`: a run directory as one page of HTML that needs nothing else."""
