@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from slideformer.errors import UnsupportedModel
+from slideformer.models.packed_attention import Documents
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,11 @@ class BlockCall:
 
 @dataclass(frozen=True)
 class DecoderInputs:
-    """What enters the blocks: hidden states [b, t, hidden] and, per block, the rest of its call."""
+    """What enters the blocks: hidden states [b, t, hidden], per block the rest of its call, and packed documents."""
 
     hidden: Tensor
     calls: list[BlockCall]
+    documents: Documents | None = None
 
 
 class StopForward(Exception):
