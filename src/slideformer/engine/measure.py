@@ -189,17 +189,18 @@ def _tensors(values: object) -> Iterator[Tensor]:
 
 def _estimate_on_cpu(decoder: Decoder, length: int, dtype: torch.dtype, row: Row) -> Work:
     short = min(length, 64)
-    saved = max(_saved_bytes(decoder, i, short, dtype) for i in block_kinds(decoder)) * length // short
+    short_row = (min(row[0], short),) if row else None  # the rest is padding: as hungry, and without positions
+    saved = max(_saved_bytes(decoder, i, short, dtype, short_row) for i in block_kinds(decoder)) * length // short
     fixed = max(layout.numel for layout in model_sizes(decoder).layouts.values()) * dtype.itemsize
     inputs, logits = _inputs_bytes(decoder, length, dtype, row), decoder.vocabulary * (dtype.itemsize + 12)
     return Work(2 * saved, fixed, inputs, logits, 0, kept_bytes=saved)
 
 
-def _saved_bytes(decoder: Decoder, i: int, length: int, dtype: torch.dtype) -> int:
+def _saved_bytes(decoder: Decoder, i: int, length: int, dtype: torch.dtype, row: Row) -> int:
     """What autograd saves of block i over one sequence, weights left out."""
     weights = {n: torch.zeros(s, dtype=dtype, requires_grad=True) for n, s in decoder.block_shapes(i).items()}
     own = {w.untyped_storage().data_ptr() for w in weights.values()}
-    inputs, _ = _example(decoder, 1, length, dtype, None)
+    inputs, _ = _example(decoder, 1, length, dtype, row)
     saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
