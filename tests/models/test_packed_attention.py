@@ -112,6 +112,17 @@ def test_in_one_kernel(kernel_calls: list[dict[str, Any]], window: int | None):
     assert_equal_with_gradients(ours, dense(*given, window, None), given, 2e-2)
 
 
+def test_values_narrower_than_keys(kernel_calls: list[dict[str, Any]]):
+    """As in multi-head latent attention."""
+    query, key, value = tensors(torch.bfloat16)
+    narrow = value[..., :4].detach().requires_grad_()
+    ours = packed_output("sdpa", [query, key, narrow])
+    assert len(kernel_calls) == 1 and ours.shape[-1] == 4
+    zeros = torch.zeros_like(value[..., 4:])
+    expected = dense(query, key, torch.cat([narrow, zeros], dim=-1), None, None)[..., :4]
+    assert_equal_with_gradients(ours, expected, [query, key, narrow], 2e-2)
+
+
 @pytest.mark.parametrize(
     ("base", "dtype", "arguments"),
     [

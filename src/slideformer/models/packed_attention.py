@@ -19,6 +19,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
@@ -144,7 +145,7 @@ def _varlen_takes(query: Tensor, value: Tensor, kwargs: dict[str, Any]) -> bool:
     plain = not kwargs.get("dropout") and kwargs.get("softcap") is None
     extras = any(isinstance(given, Tensor) for name, given in kwargs.items() if name not in PER_TOKEN)
     width = query.shape[-1]
-    fits = width == value.shape[-1] <= _widest_head(query.device) and width % 8 == 0
+    fits = value.shape[-1] <= width <= _widest_head(query.device) and width % 8 == 0
     return query.dtype in HALF_PRECISION and fits and plain and not extras
 
 
@@ -166,12 +167,13 @@ def _in_one_kernel(
     bounds, longest = documents.bounds.to(torch.int32), max(documents.lengths)
     groups = {"enable_gqa": query.shape[1] != key.shape[1]} if _varlen_names_groups() else {}
     left = window - 1 if window and window < longest else -1
-    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    missing = query.shape[-1] - value.shape[-1]  # the kernel wants equal widths; added columns stay columns of zeros
+    query, key, padded = (tensor[0].transpose(0, 1) for tensor in (query, key, F.pad(value, (0, missing))))
     y = varlen_attn(
-        query, key, value, bounds, bounds, longest, longest, scale=scale, window_size=(left, 0), **groups
+        query, key, padded, bounds, bounds, longest, longest, scale=scale, window_size=(left, 0), **groups
     )  # fmt: skip
     assert isinstance(y, Tensor)
-    return y.unsqueeze(0)
+    return y[..., : value.shape[-1]].unsqueeze(0)
 
 
 @cache
