@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slideformer.data.packing import CHUNK, Rows, best_fit, extreme_rows, one_a_row, pack
+from slideformer.data.packing import CHUNK_EXAMPLES, CHUNK_ROWS, Rows, best_fit, extreme_rows, one_a_row, pack
 
 
 def lists(rows: Rows) -> list[list[int]]:
@@ -40,12 +40,18 @@ def test_rows_are_nearly_full_on_realistic_lengths():
 
 
 def test_packing_stays_within_chunks_of_the_order():
-    lengths = np.full(2 * CHUNK, 3)
-    order = np.arange(2 * CHUNK)[::-1]
+    lengths = np.full(2 * CHUNK_EXAMPLES, 3)
+    order = np.arange(len(lengths))[::-1]
     rows = pack(order, lengths, 10, None)
     for row in lists(rows):
-        assert len({int(order[item]) // CHUNK for item in row}) == 1
+        assert len({int(order[item]) // CHUNK_EXAMPLES for item in row}) == 1
     assert sorted(rows.examples.tolist()) == sorted(order.tolist())
+
+
+def test_long_rows_of_short_examples_are_packed_from_larger_chunks():
+    lengths = np.random.default_rng(0).integers(8, 40, 20 * CHUNK_EXAMPLES)
+    row_length = int(lengths.sum()) // CHUNK_ROWS
+    assert pack(np.arange(len(lengths)), lengths, row_length, None).filled_share(lengths, row_length) > 0.99
 
 
 def test_unshuffled_rows_begin_in_the_given_order():

@@ -149,8 +149,11 @@ def test_the_kernel_against_one_document_after_the_other(
 def attend(tensors: list[Tensor], window: int | None) -> Tensor:
     bounds = torch.tensor([0, *LENGTHS], device="cuda").cumsum(0)
     positions = torch.zeros(2, 512, dtype=torch.int64, device="cuda")  # not read by attention
+    query, key, value = tensors
     with attending(Documents(positions, bounds, LENGTHS)):
-        return packed.packed_attention("sdpa", Attention(), *tensors, None, sliding_window=window, scaling=0.1)[0]
+        return packed.packed_attention(
+            "sdpa", Attention(), query, key, value, None, sliding_window=window, scaling=0.1
+        )[0]
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])

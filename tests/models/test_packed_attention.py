@@ -38,15 +38,20 @@ def documents() -> Documents:
     return Documents(positions, torch.tensor([0, *LENGTHS]).cumsum(0), LENGTHS)
 
 
-def tensors(dtype: torch.dtype = torch.float32) -> list[Tensor]:
+QueryKeyValue = tuple[Tensor, Tensor, Tensor]
+
+
+def tensors(dtype: torch.dtype = torch.float32) -> QueryKeyValue:
     torch.manual_seed(0)
-    heads = (HEADS, KV_HEADS, KV_HEADS)
-    return [torch.randn(ROWS, n, WIDTH, HEAD_DIM, dtype=dtype, requires_grad=True) for n in heads]
+    query, key, value = (
+        torch.randn(ROWS, n, WIDTH, HEAD_DIM, dtype=dtype, requires_grad=True) for n in (HEADS, KV_HEADS, KV_HEADS)
+    )
+    return query, key, value
 
 
-def dense(query: Tensor, key: Tensor, value: Tensor, window: int | None, soft_cap: float | None) -> Tensor:
+def dense(given: QueryKeyValue, window: int | None, soft_cap: float | None) -> Tensor:
     """[b, t, heads, d], with one mask over all pairs of tokens of all rows."""
-    q, k, v = (tensor.transpose(1, 2).flatten(0, 1).transpose(0, 1).float() for tensor in (query, key, value))
+    q, k, v = (tensor.transpose(1, 2).flatten(0, 1).transpose(0, 1).float() for tensor in given)
     k, v = (tensor.repeat_interleave(HEADS // KV_HEADS, 0) for tensor in (k, v))
     document = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
     back = torch.arange(len(document))[:, None] - torch.arange(len(document))
@@ -57,12 +62,12 @@ def dense(query: Tensor, key: Tensor, value: Tensor, window: int | None, soft_ca
     return y.transpose(0, 1).view(ROWS, WIDTH, HEADS, HEAD_DIM)
 
 
-def packed_output(base: str, given: list[Tensor], module: nn.Module | None = None, **arguments: Any) -> Tensor:
+def packed_output(base: str, given: QueryKeyValue, module: nn.Module | None = None, **arguments: Any) -> Tensor:
     with attending(documents()):
         return packed.packed_attention(base, module or Attention(), *given, None, scaling=SCALE, **arguments)[0]
 
 
-def assert_equal_with_gradients(ours: Tensor, expected: Tensor, given: list[Tensor], tolerance: float) -> None:
+def assert_equal_with_gradients(ours: Tensor, expected: Tensor, given: QueryKeyValue, tolerance: float) -> None:
     torch.testing.assert_close(ours.float(), expected, rtol=tolerance, atol=tolerance)
     weights = torch.randn_like(expected)
     one, other = (torch.autograd.grad((y.float() * weights).sum(), given) for y in (ours, expected))
@@ -76,7 +81,7 @@ def test_one_by_one(base: str, soft_cap: float | None, window: int | None):
     given = tensors()
     ours = packed_output(base, given, WithSoftCap(), sliding_window=window, softcap=soft_cap)
     assert ours.shape == (ROWS, WIDTH, HEADS, HEAD_DIM)
-    assert_equal_with_gradients(ours, dense(*given, window, soft_cap), given, 1e-5)
+    assert_equal_with_gradients(ours, dense(given, window, soft_cap), given, 1e-5)
 
 
 @pytest.fixture
@@ -109,18 +114,18 @@ def test_in_one_kernel(kernel_calls: list[dict[str, Any]], window: int | None):
     given = tensors(torch.bfloat16)
     ours = packed_output("sdpa", given, sliding_window=window, position_ids=torch.zeros(1))
     assert len(kernel_calls) == 1 and kernel_calls[0]["most"] == max(LENGTHS)
-    assert_equal_with_gradients(ours, dense(*given, window, None), given, 2e-2)
+    assert_equal_with_gradients(ours, dense(given, window, None), given, 2e-2)
 
 
 def test_values_narrower_than_keys(kernel_calls: list[dict[str, Any]]):
     """As in multi-head latent attention."""
     query, key, value = tensors(torch.bfloat16)
     narrow = value[..., :4].detach().requires_grad_()
-    ours = packed_output("sdpa", [query, key, narrow])
+    ours = packed_output("sdpa", (query, key, narrow))
     assert len(kernel_calls) == 1 and ours.shape[-1] == 4
     zeros = torch.zeros_like(value[..., 4:])
-    expected = dense(query, key, torch.cat([narrow, zeros], dim=-1), None, None)[..., :4]
-    assert_equal_with_gradients(ours, expected, [query, key, narrow], 2e-2)
+    expected = dense((query, key, torch.cat([narrow, zeros], dim=-1)), None, None)[..., :4]
+    assert_equal_with_gradients(ours, expected, (query, key, narrow), 2e-2)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +159,8 @@ def test_without_documents_each_row_is_one():
 
 def test_documents_that_do_not_fill_the_rows():
     with pytest.raises(ValueError, match="documents of 24 tokens in 1 rows of 12"):
-        packed_output("sdpa", [tensor[:1] for tensor in tensors()])
+        query, key, value = tensors()
+        packed_output("sdpa", (query[:1], key[:1], value[:1]))
 
 
 def test_other_kinds_of_attention_are_refused():

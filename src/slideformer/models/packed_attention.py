@@ -165,7 +165,7 @@ def _in_one_kernel(
 ) -> Tensor:
     """[1, heads, tokens, d] -> [1, tokens, heads, d]."""
     bounds, longest = documents.bounds.to(torch.int32), max(documents.lengths)
-    groups = {"enable_gqa": query.shape[1] != key.shape[1]} if _varlen_names_groups() else {}
+    groups: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if _varlen_names_groups() else {}
     left = window - 1 if window and window < longest else -1
     missing = query.shape[-1] - value.shape[-1]  # the kernel wants equal widths; added columns stay columns of zeros
     query, key, padded = (tensor[0].transpose(0, 1) for tensor in (query, key, F.pad(value, (0, missing))))
