@@ -27,6 +27,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from slideformer.errors import UnsupportedModel
 
 BASES = ("sdpa", "eager")
+PADDED = "set packing: false; records are then padded"  # the remedy wherever a model cannot be packed
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 PER_TOKEN = ("position_ids", "cache_position")  # arguments of attention functions that neither way reads
 
@@ -77,9 +78,6 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     name = f"slideformer_packed_{base}"
     AttentionInterface.register(name, partial(packed_attention, base))
     config._attn_implementation = name
-
-
-PADDED = "set packing: false; records are then padded"
 
 
 def packed_attention(
