@@ -126,6 +126,12 @@ def test_places_restart_in_each_document_and_padding_is_apart():
     assert collate([example(1, 4), example(2, 2)], PAD).spans == (4, 2, 2)
 
 
+def test_padding_is_cut_into_pieces_no_longer_than_a_document():
+    batch = collate_packed([[example(1, 4), example(2, 4), example(3, 2)], [example(4, 3)]], PAD)
+    assert batch.spans == (4, 4, 2, 3, 4, 3)
+    assert batch.places()[0][1].tolist() == [0, 1, 2, 0, 0, 0, 0, 0, 0, 0]
+
+
 def test_micro_batches_of_packed_rows():
     rows = [[example(1, 4), example(2, 2)], [example(3, 3)], [example(4, 2), example(5, 2)]]
     parts = collate_packed(rows, PAD).split(2)

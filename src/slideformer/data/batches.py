@@ -49,8 +49,8 @@ class Batch:
 
     @property
     def spans(self) -> tuple[int, ...]:
-        """Lengths of what must not see each other, row behind row: documents, and the padding of a row. Sum: B * T."""
-        return tuple(length for row in self._spans_of_rows() for length in row if length)
+        """Lengths of what must not see each other, row behind row: documents, and pieces of padding. Sum: B * T."""
+        return tuple(length for row in self._rows_of_documents for length in (*row, *self._padding(sum(row))))
 
     def places(self) -> tuple[Tensor, Tensor]:
         """(position of each token in its document, int64 [B, T]; where spans begin and end, int64 [spans + 1]).
@@ -58,14 +58,18 @@ class Batch:
         Padding is at position 0 throughout: it may be longer than a table of positions.
         """
         positions = torch.zeros_like(self.input_ids)
-        for row, (*documents, _) in zip(positions, self._spans_of_rows(), strict=True):
-            row[: sum(documents)] = torch.cat([torch.arange(length) for length in documents])
+        for places, row in zip(positions, self._rows_of_documents, strict=True):
+            places[: sum(row)] = torch.cat([torch.arange(length) for length in row])
         return positions, torch.tensor([0, *accumulate(self.spans)])
 
-    def _spans_of_rows(self) -> list[tuple[int, ...]]:
-        """For each row its documents and, last, its padding."""
-        rows = self.documents or [(length,) for length in self.lengths]
-        return [(*row, self.input_ids.shape[1] - sum(row)) for row in rows]
+    @property
+    def _rows_of_documents(self) -> tuple[tuple[int, ...], ...]:
+        return self.documents or tuple((length,) for length in self.lengths)
+
+    def _padding(self, used: int) -> list[int]:
+        """The padding behind `used` tokens in pieces no longer than a document, since some attention takes squares."""
+        padding, longest = self.input_ids.shape[1] - used, max(map(max, self._rows_of_documents))
+        return [min(longest, padding - start) for start in range(0, padding, longest)]
 
     def split(self, micro_batch_size: int) -> list["Batch"]:
         """Consecutive groups of `micro_batch_size` rows, each cut to its own longest row."""

@@ -254,5 +254,5 @@ def _pieces(batch: Batch, row_of: Tensor) -> list[Tensor]:
 
 def _arrived(batch: Batch, pieces: list[Tensor], seed: int) -> MicroBatch:
     ids, row_of, positions, targets, *places = pieces
-    documents = Documents(*places, batch.spans) if places else None
+    documents = Documents(places[0], places[1], batch.spans) if places else None
     return MicroBatch(ids, row_of, positions, targets, seed, documents)
