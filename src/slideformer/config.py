@@ -75,7 +75,10 @@ class Config(Section):
 
     max_length: int = Field(default=1024, ge=2, description="longest record, in tokens")
     too_long: Literal["truncate", "drop"] = Field(default="truncate", description="what happens to longer records")
-    batch_size: int = Field(default=8, ge=1, description="sequences per optimizer step")
+    packing: bool = Field(
+        default=False, description="put several records into a row of max_length tokens, each seeing only itself"
+    )
+    batch_size: int = Field(default=8, ge=1, description="sequences (packed: rows) per optimizer step")
     micro_batch_size: int | None = Field(default=None, ge=1, description="sequences on the GPU at a time; null: chosen")
 
     learning_rate: float = Field(default=1e-5, ge=0, description="peak learning rate")

@@ -14,8 +14,9 @@ from slideformer.config import Config
 from slideformer.data.batches import BatchStream
 from slideformer.data.examples import fingerprint
 from slideformer.data.load import Encoding, LoadedData, apply_chat_template, load_data
+from slideformer.data.packing import extreme_rows
 from slideformer.data.show import show
-from slideformer.engine.measure import measure_work, model_sizes
+from slideformer.engine.measure import Row, measure_work, model_sizes
 from slideformer.engine.parity import check_causal
 from slideformer.errors import ConfigError, DoesNotFit
 from slideformer.kernels.liger import apply_liger, choose_kernels
@@ -23,7 +24,7 @@ from slideformer.models.architecture import Decoder
 from slideformer.models.freezing import frozen_names
 from slideformer.models.hub import read_config, resolve
 from slideformer.optim.adamw import AdamWStep
-from slideformer.optim.lr import learning_rate_at, total_steps, warmup_step_count
+from slideformer.optim.lr import learning_rate_at, warmup_step_count
 from slideformer.plan.machine import Machine
 from slideformer.plan.planner import Plan, Workload, make_plan
 from slideformer.resume import package_versions
@@ -48,21 +49,18 @@ class Job:
     machine: Machine
     plan: Plan
 
-    @property
+    @cached_property
     def steps(self) -> int:
-        return total_steps(self.config.max_steps, self.config.num_train_epochs, self.batches().steps_per_epoch)
+        config = self.config
+        return config.max_steps if config.max_steps > 0 else self.batches().steps_in(config.num_train_epochs)
 
     def batches(self) -> BatchStream:
         """The batches of the run, by step number."""
-        config, data = self.config, self.data
-        return BatchStream(
-            data.examples,
-            config.batch_size,
-            shuffle=config.data.shuffle,
-            seed=config.seed,
-            pad_id=self.pad_id,
-            mixture=data.mixture,
-        )
+        return self._stream
+
+    @cached_property
+    def _stream(self) -> BatchStream:
+        return batch_stream(self.config, self.data, self.pad_id, self.config.packing)
 
     def data_record(self) -> dict[str, Any]:
         """What the run trains on, for its record: sources, counts, and how long the records are."""
@@ -105,11 +103,11 @@ def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
     attention = config.attn_implementation
     customize = apply_liger if kernels == "liger" else None
     freeze = partial(frozen_names, trainable=config.trainable, frozen=config.frozen)
-    decoder = Decoder(model_config, device, attention, customize, config.trust_remote_code, freeze)
+    decoder = Decoder(model_config, device, attention, customize, config.trust_remote_code, freeze, config.packing)
     check_causal(model_config, config.trust_remote_code)
     data, pad_id = read_data(config, path, decoder.vocabulary)
     machine = Machine.measure(decoder.device)
-    plan = _plan(config, decoder, dtype, machine, int(data.examples.lengths.max()), micro_batch_size)
+    plan = _plan(config, decoder, dtype, machine, data, micro_batch_size)
     return Job(config, path, model_config, data, pad_id, decoder, dtype, kernels, machine, plan)
 
 
@@ -127,6 +125,7 @@ def show_data(config: Config, samples: int) -> None:
         data,
         load_tokenizer(path, config),
         names=[str(source.path) for source in config.data.all_sources()],
+        packed=batch_stream(config, data, 0, packing=True).rows(0),
         max_length=config.max_length,
         samples=samples,
         console=Console(),
@@ -141,6 +140,19 @@ def read_data(config: Config, model_path: Path, vocabulary: int) -> tuple[Loaded
     )  # fmt: skip
     data = load_data(config.data.all_sources(), tokenizer, encoding)
     return data, (tokenizer.pad_token_id or 0) if tokenizer else 0
+
+
+def batch_stream(config: Config, data: LoadedData, pad_id: int, packing: bool) -> BatchStream:
+    """Batches by step number, packed or not."""
+    return BatchStream(
+        data.examples,
+        config.batch_size,
+        shuffle=config.data.shuffle,
+        seed=config.seed,
+        pad_id=pad_id,
+        mixture=data.mixture,
+        row_length=config.max_length if packing else None,
+    )
 
 
 def load_tokenizer(model_path: Path, config: Config) -> Any:
@@ -179,11 +191,12 @@ def _device_and_dtype(config: Config) -> tuple[torch.device, torch.dtype]:
 
 
 def _plan(
-    config: Config, decoder: Decoder, dtype: torch.dtype, machine: Machine, longest: int, kept_size: int | None
+    config: Config, decoder: Decoder, dtype: torch.dtype, machine: Machine, data: LoadedData, kept_size: int | None
 ) -> Plan:
+    length, rows = _rows_to_plan_for(config, data)
     workload = Workload(
         config.batch_size,
-        longest,
+        length,
         config.max_grad_norm is not None,
         config.micro_batch_size,
         config.window_depth,
@@ -191,7 +204,7 @@ def _plan(
     )
     host = config.budget.host_bytes or machine.host_bytes
     gpu = machine.allocatable_bytes(config.budget.gpu_bytes)
-    work = measure_work(decoder, longest, dtype)
+    work = measure_work(decoder, length, dtype, rows)
 
     def plan_of(workload: Workload) -> Plan:
         return make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, process_bytes=resident_bytes())
@@ -202,6 +215,15 @@ def _plan(
         except DoesNotFit:
             pass  # a smaller one may; the change is told when the checkpoint is resumed from
     return plan_of(workload)
+
+
+def _rows_to_plan_for(config: Config, data: LoadedData) -> tuple[int, list[Row]]:
+    """(tokens of the longest row, the documents in the hungriest ones or None)."""
+    lengths = data.examples.lengths.numpy()
+    if not config.packing:
+        return int(lengths.max()), [None]
+    rows = batch_stream(config, data, 0, packing=True).rows(0)
+    return config.max_length, [*extreme_rows(rows, lengths, config.max_length)]
 
 
 def resident_bytes() -> int:

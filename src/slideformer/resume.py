@@ -121,11 +121,22 @@ def _check_same_data(candidate: Candidate, run: RunFacts) -> None:
                 f"{candidate.path}: {key} was {in_yaml(old)} and is {in_yaml(new)} now, so the data's order is another",
                 f"set {key}: {in_yaml(old)}",
             )
+    if (old := _row_length(before)) != (new := _row_length(run)):
+        old, new = (f"packed into rows of {length}" if length else "not packed" for length in (old, new))
+        raise ConfigError(
+            f"{candidate.path}: records were {old} and are {new} now, so a step is another",
+            "give packing and max_length the values they had",
+        )
     if (old := _weights(before)) != (new := _weights(run)):
         raise ConfigError(
             f"{candidate.path}: the weights of data.sources were {old}, now {new}, so the data's order is another",
             "give data.sources the weights they had",
         )
+
+
+def _row_length(run: RunFacts) -> int | None:
+    """Of packed rows; None in a run that packs nothing."""
+    return setting(run, "max_length") if setting(run, "packing") else None
 
 
 def _weights(run: RunFacts) -> list[float]:

@@ -64,7 +64,7 @@ class Trainer:
         job = prepare(config, candidates[0].manifest.run.micro_batch_size if candidates else None)
         print(job.data.report)
         if config.parity_check:
-            print(check_parity(job.model_config, config.trust_remote_code))
+            print(check_parity(job.model_config, config.trust_remote_code, config.packing))
         print(job.plan)
         with Engine(job.decoder, job.plan.sizes, job.dtype) as engine:
             done = _restore_or_load(engine, job, candidates)

@@ -1,7 +1,9 @@
 """What a person sees of the data before a run."""
 
+import re
 from io import StringIO
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -11,7 +13,8 @@ from slideformer.data.chat import encode
 from slideformer.data.examples import Example, make_examples
 from slideformer.data.load import LoadedData
 from slideformer.data.mixture import Mixture
-from slideformer.data.show import TRAINED, coloured, histogram, packed_share, padded_share, show
+from slideformer.data.packing import pack
+from slideformer.data.show import TRAINED, coloured, histogram, padded_share, show
 from slideformer.data.source import Record
 
 TURNS = [{"role": "user", "content": "two plus two"}, {"role": "assistant", "content": "is four"}]
@@ -40,10 +43,8 @@ def test_a_histogram_counts_every_example_once(lengths: list[int]):
         assert int(line.split()[-1]) == sum(int(low) <= length <= int(high) for length in lengths)
 
 
-def test_shares_of_padding_and_packing():
+def test_the_share_of_padding():
     assert padded_share([4, 2, 6], batch_size=2) == 12 / (4 + 4 + 6)
-    assert packed_share([4, 2, 6, 4], row_length=8) == 1.0
-    assert packed_share([5, 5], row_length=8) == 10 / 16
 
 
 def test_everything_is_on_one_page(tokenizer: PreTrainedTokenizerFast):
@@ -53,8 +54,11 @@ def test_everything_is_on_one_page(tokenizer: PreTrainedTokenizerFast):
     )  # fmt: skip
     data = LoadedData(examples, [report], Mixture([2], [1.0]))
     console = Console(file=StringIO(), width=100, force_terminal=True, color_system="standard")
-    show(data, tokenizer, names=["a.jsonl"], max_length=64, samples=5, console=console)
+    rows = pack(np.arange(2), examples.lengths.numpy(), 64, None)
+    show(data, tokenizer, names=["a.jsonl"], packed=rows, max_length=64, samples=5, console=console)
     assert isinstance(console.file, StringIO)
     page = console.file.getvalue()
     assert "\x1b[1;32mis four" in page and "two plus two" in page and "hello" in page
-    assert "a.jsonl" in page and "packed into rows" in page.replace("\n", " ")
+    plain = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", page).split())
+    share = int(examples.lengths.sum()) / 64
+    assert "a.jsonl" in plain and f"{share:.1%} is with packing: true (rows of 64: 1 in the first epoch)" in plain

@@ -69,6 +69,7 @@ def whole_pass(of: Subject, chunk: int) -> tuple[float, dict[str, Tensor]]:
     for i in reversed(range(decoder.depth)):
         into = new_accumulator(decoder.block_shapes(i))
         dx = compute.block_backward(decoder, i, tapes[i], blocks[i], xs[i], inputs, dx, into)
+        assert dx is not None
         gradients |= {f"{decoder.block_names[i]}.{name}": value for name, value in gradients_of(into).items()}
     d_rows = torch.zeros(rows.shape)
     compute.enter_backward(decoder, batch, rows, shell, inputs, dx, d_rows, None, d_shell)

@@ -10,11 +10,13 @@ from tiny_models import FAMILIES, tiny_config
 from torch import Tensor
 from transformers import AutoConfig
 
+from slideformer.data.batches import Batch
 from slideformer.engine import compute
 from slideformer.engine.parity import TOLERANCE, check_causal, check_parity
 from slideformer.errors import UnsupportedModel
 from slideformer.memory import embedding
 from slideformer.memory.gradients import Accumulator
+from slideformer.models import packed_attention
 from slideformer.models.architecture import Decoder
 from slideformer.models.tiny import shrink
 from slideformer.optim.adamw import LayerAdam
@@ -26,6 +28,35 @@ def test_every_family_trains_as_in_plain_pytorch(family: str):
     assert parity.exact and parity.parameters > 10_000
     assert parity.loss_error < TOLERANCE / 10 and parity.weight_error < TOLERANCE / 10
     assert str(parity).startswith("parity: a 0.") and str(parity).count("\n") == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_trains_packed_as_unpacked(family: str):
+    parity = check_parity(tiny_config(family), packed=True)
+    assert parity.exact and parity.rows == "packed" and "trains packed as in plain PyTorch" in str(parity)
+
+
+def test_sinks_are_kept_where_documents_are_attended_one_by_one():
+    config = AutoConfig.for_model("gpt_oss", num_hidden_layers=4, num_local_experts=4, sliding_window=16)
+    assert check_parity(config, packed=True).exact
+
+
+def test_a_window_that_is_not_handed_to_attention_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """A model whose masks alone knew of the window would train with full attention."""
+    real = packed_attention._one_by_one
+    without = lambda base, module, tensors, lengths, window, kwargs: real(base, module, tensors, lengths, None, kwargs)  # noqa: E731
+    monkeypatch.setattr(packed_attention, "_one_by_one", without)
+    with pytest.raises(UnsupportedModel, match="does not train packed here") as caught:
+        check_parity(tiny_config("mistral"), packed=True)
+    assert "packing: false" in caught.value.hint
+
+
+def test_positions_that_go_on_are_refused(monkeypatch: pytest.MonkeyPatch):
+    real = Batch.places
+    positions = lambda batch: torch.arange(batch.input_ids.shape[1]).expand(batch.input_ids.shape).contiguous()  # noqa: E731
+    monkeypatch.setattr(Batch, "places", lambda batch: (positions(batch), real(batch)[1]))
+    with pytest.raises(UnsupportedModel, match="does not train packed here"):
+        check_parity(tiny_config("gpt2"), packed=True)
 
 
 def test_dropout_is_drawn_alike_and_the_random_state_left_alone():
@@ -84,7 +115,7 @@ def masks_of_another_layer(patch: pytest.MonkeyPatch) -> None:
 
 def a_slightly_wrong_gradient(patch: pytest.MonkeyPatch) -> None:
     real = compute.block_backward
-    patch.setattr(compute, "block_backward", lambda *args: real(*args) * 1.001)
+    patch.setattr(compute, "block_backward", lambda *args: real(*args) * 1.001)  # pyright: ignore[reportOptionalOperand]
 
 
 def head_and_embedding_gradients_that_do_not_meet(patch: pytest.MonkeyPatch) -> None:

@@ -47,6 +47,7 @@ def run(of: Any, i: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     first.fill_(float("nan"))  # another layer comes
     into = Accumulator(layout, torch.zeros(layout.numel))
     (dx,) = tape.backward(layout.views(flat), [X], DY, into)
+    assert dx is not None
     return y, dx, into.flat
 
 

@@ -12,7 +12,7 @@ SHAPES = {"plain": ("b", "t", 6), "streams inside": ("b", "t", 4, 6), "streams i
 @pytest.mark.parametrize("sizes", SHAPES.values(), ids=SHAPES)
 def test_a_shape_is_learnt_and_taken_apart_by_tokens(sizes: tuple):
     def of(b: int, t: int) -> torch.Size:
-        return torch.Size({"b": b, "t": t}.get(size, size) for size in sizes)
+        return torch.Size([b if size == "b" else t if size == "t" else size for size in sizes])
 
     boundary = Boundary.learn({(2, 3): of(2, 3), (5, 7): of(5, 7)})
     assert boundary.sizes == sizes and boundary.of(8, 9) == of(8, 9)

@@ -177,5 +177,5 @@ def test_boundaries_stay_on_the_device_when_only_the_host_is_short():
 
 def test_sizes_multiply():
     sizes = Sizes(2, 3, 4, max_length=10, gradient_slots=1, host_boundaries=0, head_chunk=16)
-    assert (sizes.micro_batch_tokens, sizes.step_tokens, sizes.step_indices) == (30, 120, 600)
+    assert (sizes.micro_batch_tokens, sizes.step_tokens, sizes.step_indices) == (30, 120, 7 * 120 + 4)
     assert replace(sizes, micro_batches=1).step_tokens == 30

@@ -1,7 +1,6 @@
 """What a run would train on, shown before it runs: samples with trained tokens coloured, lengths, counts, packing."""
 
 from collections.abc import Sequence
-from heapq import heappush, heapreplace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from slideformer.data.chat import IGNORED
 from slideformer.data.examples import DataReport, Example
 from slideformer.data.load import LoadedData
+from slideformer.data.packing import Rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +27,7 @@ def show(
     tokenizer: "PreTrainedTokenizerBase | None",
     *,
     names: Sequence[str],
+    packed: Rows,
     max_length: int,
     samples: int,
     console: Console,
@@ -36,6 +37,7 @@ def show(
     Args:
         tokenizer: None shows samples as token ids.
         names: of the sources, in their order.
+        packed: what stands in the rows of the first epoch when rows of `max_length` are packed.
         samples: how many examples, evenly spaced over the data.
     """
     count = len(data.examples)
@@ -46,10 +48,10 @@ def show(
     console.rule("lengths in tokens", align="left")
     console.print(histogram(data.examples.lengths))
     console.print(_counts(data.reports, names))
-    lengths = data.examples.lengths.tolist()
-    padded, packed = padded_share(lengths), packed_share(lengths, max_length)
+    lengths = data.examples.lengths.numpy()
+    padded, filled = padded_share(lengths.tolist()), packed.filled_share(lengths, max_length)
     console.print(f"{padded:.1%} of a row is tokens when 8 records are padded to their longest")
-    console.print(f"{packed:.1%} would be if records were packed into rows of {max_length} (not done yet)")
+    console.print(f"{filled:.1%} is with packing: true (rows of {max_length:,}: {len(packed):,} in the first epoch)")
 
 
 def coloured(example: Example, tokenizer: "PreTrainedTokenizerBase | None") -> Text:
@@ -86,20 +88,6 @@ def padded_share(lengths: Sequence[int], batch_size: int = 8) -> float:
     """Tokens over places, when rows in the given order are padded to the longest of their batch."""
     batches = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]
     return sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
-
-
-def packed_share(lengths: Sequence[int], row_length: int) -> float:
-    """Tokens over places, when the longest record left goes to the emptiest row or, if that is too full, to a new one.
-
-    Best fit would fill rows a little better; this is a lower bound that takes a heap and a moment.
-    """
-    rooms: list[int] = []  # negative: heapq gives the smallest
-    for length in sorted(lengths, reverse=True):
-        if rooms and -rooms[0] >= length:
-            heapreplace(rooms, rooms[0] + length)
-        else:
-            heappush(rooms, length - row_length)
-    return sum(lengths) / (len(rooms) * row_length)
 
 
 def _counts(reports: Sequence[DataReport], names: Sequence[str]) -> Table:

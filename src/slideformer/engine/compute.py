@@ -10,6 +10,7 @@ from slideformer.engine.tape import Tape, as_leaves
 from slideformer.kernels.cross_entropy import cross_entropy
 from slideformer.memory.gradients import Accumulator
 from slideformer.models.architecture import Decoder
+from slideformer.models.packed_attention import Documents
 from slideformer.models.stand_ins import DecoderInputs
 
 Weights = Mapping[str, Tensor]
@@ -25,6 +26,7 @@ class MicroBatch:
         positions: int64 [p], which of the b*t positions are trained.
         targets: int64 [p], their next tokens.
         seed: draws the dropout masks; layer i adds i + 1.
+        documents: of packed rows; None: each row is one.
     """
 
     input_ids: Tensor
@@ -32,12 +34,13 @@ class MicroBatch:
     positions: Tensor
     targets: Tensor
     seed: int
+    documents: Documents | None = None
 
 
 def enter(decoder: Decoder, batch: MicroBatch, rows: Tensor, shell: Weights) -> DecoderInputs:
     """What enters the blocks, without a graph."""
     with torch.no_grad():
-        return decoder.enter(batch.input_ids, rows, batch.row_of, shell, batch.seed)
+        return decoder.enter(batch.input_ids, rows, batch.row_of, shell, batch.seed, batch.documents)
 
 
 def hidden_of(inputs: DecoderInputs) -> Tensor:
@@ -108,7 +111,7 @@ def enter_backward(
     frozen) and the shell's."""
     rows, leaves = rows.detach().requires_grad_(row_gradient is not None), as_leaves(dict(shell), decoder.frozen)
     with torch.enable_grad():
-        again = decoder.enter(batch.input_ids, rows, batch.row_of, leaves, batch.seed)
+        again = decoder.enter(batch.input_ids, rows, batch.row_of, leaves, batch.seed, batch.documents)
     outputs, d_outputs = [again.hidden], [dx]
     for one, first in zip(decoder.all_sides(again), decoder.all_sides(inputs), strict=True):
         if one.requires_grad and (d_side := inputs.gradient_of(first)) is not None:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from slideformer.data.batches import Batch
 from slideformer.engine import compute
-from slideformer.engine.machinery import EMBEDDING, SHELL
+from slideformer.engine.machinery import EMBEDDING, SHELL, documents_on
 from slideformer.memory.host import LayerState
 from slideformer.models.architecture import Decoder
 
@@ -34,7 +34,8 @@ def _in_forward(
     rows, row_of = torch.unique(batch.input_ids, return_inverse=True)
     table = states[EMBEDDING].read(decoder.embedding_name, dtype)
     ids = batch.input_ids.to(decoder.device)
-    micro_batch = compute.MicroBatch(ids, row_of.to(decoder.device), ids[0, :0], ids[0, :0], seed=0)
+    row_of, documents = row_of.to(decoder.device), documents_on(batch, decoder.device)
+    micro_batch = compute.MicroBatch(ids, row_of, ids[0, :0], ids[0, :0], 0, documents)
     inputs = compute.enter(decoder, micro_batch, table[rows].to(decoder.device), shell)
     x = inputs.hidden
     if not bool(torch.isfinite(x).all()):

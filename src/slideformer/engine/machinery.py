@@ -1,6 +1,7 @@
 """The parts of a running engine, wired together, and the few named moves a step makes with them."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from slideformer.memory.head import HeadWeight
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.memory.window import LayerWindow
 from slideformer.models.architecture import Decoder
+from slideformer.models.packed_attention import Documents
 from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.sizes import Sizes
 from slideformer.streams import Fence, Lanes
@@ -168,15 +170,13 @@ class Machinery:
         """Token ids and the embedding rows they use, on the device: (micro-batches, rows [u, width], row ids [u])."""
         self.updates.wait_fresh(EMBEDDING)
         rows, row_of = self.table.gather(torch.cat([batch.input_ids.flatten() for batch in micro_batches]))
-        pieces = [self.table.row_ids]
-        for batch, of in zip(micro_batches, row_of.split([b.input_ids.numel() for b in micro_batches]), strict=True):
-            positions = (batch.targets.flatten() != IGNORED).nonzero().flatten()
-            targets = batch.targets.flatten()[positions]
-            pieces += [batch.input_ids, of.view(batch.input_ids.shape), positions, targets]
-        row_ids, *sent = self._token_feed.send(pieces)
+        rows_of_each = row_of.split([batch.input_ids.numel() for batch in micro_batches])
+        pieces = [_pieces(batch, of) for batch, of in zip(micro_batches, rows_of_each, strict=True)]
+        row_ids, *sent = self._token_feed.send([self.table.row_ids, *chain.from_iterable(pieces)])
+        arrived = iter(sent)
+        arrived_of_each = [[next(arrived) for _ in sent_of_one] for sent_of_one in pieces]
         seeds = [(seed * self.sizes.micro_batches + m) * (self.decoder.depth + 1) for m in range(len(micro_batches))]
-        pieces_of_each = zip(sent[0::4], sent[1::4], sent[2::4], sent[3::4], seeds, strict=True)
-        return [MicroBatch(*given) for given in pieces_of_each], rows, row_ids
+        return list(map(_arrived, micro_batches, arrived_of_each, seeds)), rows, row_ids
 
     def hidden_shape(self, batch: MicroBatch) -> torch.Size:
         b, t = batch.input_ids.shape
@@ -270,3 +270,25 @@ class Machinery:
 
     def _index(self, unit: str) -> int:
         return list(self.states).index(unit)
+
+
+def documents_on(batch: Batch, device: torch.device) -> Documents | None:
+    """The documents of packed rows, sent at once."""
+    if batch.documents is None:
+        return None
+    positions, bounds = (tensor.to(device) for tensor in batch.places())
+    return Documents(positions, bounds, batch.spans)
+
+
+def _pieces(batch: Batch, row_of: Tensor) -> list[Tensor]:
+    """The integers of one micro-batch: ids, rows, trained positions and their targets; packed, places in documents."""
+    positions = (batch.targets.flatten() != IGNORED).nonzero().flatten()
+    targets = batch.targets.flatten()[positions]
+    places = batch.places() if batch.documents else ()
+    return [batch.input_ids, row_of.view(batch.input_ids.shape), positions, targets, *places]
+
+
+def _arrived(batch: Batch, pieces: list[Tensor], seed: int) -> MicroBatch:
+    ids, row_of, positions, targets, *places = pieces
+    documents = Documents(places[0], places[1], batch.spans) if places else None
+    return MicroBatch(ids, row_of, positions, targets, seed, documents)

@@ -1,13 +1,14 @@
 """What computation needs of device memory: one block and one head chunk are run before anything is allocated."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from slideformer.data.batches import Batch
 from slideformer.engine import compute
 from slideformer.engine.engine import layouts
-from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL
+from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, documents_on
 from slideformer.kernels.attention import preferred_attention
 from slideformer.layout import FlatLayout
 from slideformer.memory.gradients import Accumulator
@@ -17,6 +18,7 @@ from slideformer.plan.footprint import ModelSizes, Work
 from slideformer.plan.planner import TARGET_TOKENS
 
 HEAD_TOKENS = 256  # of the measured head chunk
+Row = tuple[int, ...] | None  # tokens of the documents of a packed row
 
 
 def model_sizes(decoder: Decoder) -> ModelSizes:
@@ -35,24 +37,32 @@ def model_sizes(decoder: Decoder) -> ModelSizes:
     )
 
 
-def measure_work(decoder: Decoder, length: int, dtype: torch.dtype) -> Work:
+def measure_work(decoder: Decoder, length: int, dtype: torch.dtype, rows: Sequence[Row] = (None,)) -> Work:
     """Run every kind of block over one and over many sequences of `length`, and the head over a few tokens.
 
     On the CPU, which does not count its allocations, this is an estimate from what autograd saves.
+
+    Args:
+        rows: documents of packed rows, at most `length` tokens in each; the hungriest counts. None: not packed.
     """
     if decoder.device.type == "cpu":
-        return _estimate_on_cpu(decoder, length, dtype)
+        return _estimate_on_cpu(decoder, length, dtype, rows[0])
     before = torch.cuda.memory_allocated(decoder.device)
-    kinds = block_kinds(decoder)
-    for warm_up in (_run_block(decoder, kinds[0], 1, length, dtype), _run_head(decoder, dtype, 16)):
+    kinds = [(i, row) for i in block_kinds(decoder) for row in rows]
+    for warm_up in (_run_block(decoder, *kinds[0], 1, length, dtype), _run_head(decoder, dtype, 16)):
         _peak_bytes(warm_up)  # libraries allocate their workspaces now
     del warm_up
     torch.accelerator.synchronize()
     workspace = torch.cuda.memory_allocated(decoder.device) - before
-    slope, fixed = _line(lambda b: max(_peak_bytes(_run_block(decoder, i, b, length, dtype)) for i in kinds), length)
-    kept = max(_held_by(decoder, i, 2, length, dtype) - _held_by(decoder, i, 1, length, dtype) for i in kinds)
+    slope, fixed = _line(
+        lambda b: max(_peak_bytes(_run_block(decoder, *kind, b, length, dtype)) for kind in kinds), length
+    )  # fmt: skip
+    kept = max(
+        _held_by(decoder, *kind, 2, length, dtype) - _held_by(decoder, *kind, 1, length, dtype) for kind in kinds
+    )
     few, more = (_peak_bytes(_run_head(decoder, dtype, tokens)) for tokens in (HEAD_TOKENS, 2 * HEAD_TOKENS))
-    return Work(slope, fixed, _inputs_bytes(decoder, length, dtype), (more - few) // HEAD_TOKENS, workspace, kept)
+    inputs = _inputs_bytes(decoder, length, dtype, rows[0])
+    return Work(slope, fixed, inputs, (more - few) // HEAD_TOKENS, workspace, kept)
 
 
 def _peak_bytes(work: Callable[[], object]) -> int:
@@ -83,10 +93,10 @@ def _line(bytes_of: Callable[[int], int], length: int) -> tuple[int, int]:
             many = max(2, many // 2)
 
 
-def _held_by(decoder: Decoder, i: int, batch: int, length: int, dtype: torch.dtype) -> int:
+def _held_by(decoder: Decoder, i: int, row: Row, batch: int, length: int, dtype: torch.dtype) -> int:
     """Device memory that a block which is kept holds between forward and backward."""
     weights = _layout(decoder, i).views(_zeros(decoder, i, dtype))
-    inputs, micro_batch = _example(decoder, batch, length, dtype)
+    inputs, micro_batch = _example(decoder, batch, length, dtype, row)
     before = torch.cuda.memory_allocated()
     with preferred_attention(decoder.device):
         tape = compute.block_recorded(decoder, i, weights, inputs.hidden, inputs, micro_batch, keep=True)
@@ -103,14 +113,14 @@ def _zeros(decoder: Decoder, i: int, dtype: torch.dtype) -> Tensor:
     return torch.zeros(_layout(decoder, i).numel, dtype=dtype, device=decoder.device)
 
 
-def _run_block(decoder: Decoder, i: int, batch: int, length: int, dtype: torch.dtype) -> Callable[[], object]:
+def _run_block(decoder: Decoder, i: int, row: Row, batch: int, length: int, dtype: torch.dtype) -> Callable[[], object]:
     layout = _layout(decoder, i)
     weights = layout.views(_zeros(decoder, i, dtype))
     into = Accumulator(layout, torch.empty(layout.trained_numel, dtype=dtype, device=decoder.device))
-    inputs, micro_batch = _example(decoder, batch, length, dtype)
+    inputs, micro_batch = _example(decoder, batch, length, dtype, row)
     x, dy = torch.randn_like(inputs.hidden), torch.randn_like(inputs.hidden)
 
-    def run() -> Tensor:
+    def run() -> Tensor | None:
         tape = compute.block_recorded(decoder, i, weights, x, inputs, micro_batch, keep=False)
         tape.take_output()
         return compute.block_backward(decoder, i, tape, weights, x, inputs, dy, into)
@@ -137,10 +147,14 @@ def _run_head(decoder: Decoder, dtype: torch.dtype, tokens: int) -> Callable[[],
     return run
 
 
-def _example(decoder: Decoder, batch: int, length: int, dtype: torch.dtype) -> tuple[DecoderInputs, compute.MicroBatch]:
+def _example(
+    decoder: Decoder, batch: int, length: int, dtype: torch.dtype, row: Row
+) -> tuple[DecoderInputs, compute.MicroBatch]:
     """What `Decoder.enter` gives for token 0 everywhere."""
-    ids = torch.zeros(batch, length, dtype=torch.int64, device=decoder.device)
-    micro_batch = compute.MicroBatch(ids, ids, ids[0, :0], ids[0, :0], seed=0)
+    zeros = torch.zeros(batch, length, dtype=torch.int64)
+    packed = Batch(zeros, zeros, (sum(row or (length,)),) * batch, (), (row,) * batch if row else None)
+    ids = zeros.to(decoder.device)
+    micro_batch = compute.MicroBatch(ids, ids, ids[0, :0], ids[0, :0], 0, documents_on(packed, decoder.device))
     rows = torch.zeros(1, decoder.embedding_width, dtype=dtype, device=decoder.device)
     shell = {name: torch.zeros(s, dtype=dtype, device=decoder.device) for name, s in decoder.shell_shapes.items()}
     return compute.enter(decoder, micro_batch, rows, shell), micro_batch
@@ -156,9 +170,9 @@ def block_kinds(decoder: Decoder) -> list[int]:
     return list(seen.values())
 
 
-def _inputs_bytes(decoder: Decoder, length: int, dtype: torch.dtype) -> int:
+def _inputs_bytes(decoder: Decoder, length: int, dtype: torch.dtype, row: Row) -> int:
     """Masks and rotary tables that the blocks of one sequence share."""
-    inputs, _ = _example(decoder, 1, length, dtype)
+    inputs, _ = _example(decoder, 1, length, dtype, row)
     return sum(tensor.nbytes for tensor in _tensors([(call.args, call.kwargs) for call in inputs.calls]))
 
 
@@ -177,19 +191,20 @@ def _tensors(values: object) -> Iterator[Tensor]:
             stack.extend(value)
 
 
-def _estimate_on_cpu(decoder: Decoder, length: int, dtype: torch.dtype) -> Work:
+def _estimate_on_cpu(decoder: Decoder, length: int, dtype: torch.dtype, row: Row) -> Work:
     short = min(length, 64)
-    saved = max(_saved_bytes(decoder, i, short, dtype) for i in block_kinds(decoder)) * length // short
+    short_row = (min(row[0], short),) if row else None  # the rest is padding: as hungry, and without positions
+    saved = max(_saved_bytes(decoder, i, short, dtype, short_row) for i in block_kinds(decoder)) * length // short
     fixed = max(layout.numel for layout in model_sizes(decoder).layouts.values()) * dtype.itemsize
-    inputs, logits = _inputs_bytes(decoder, length, dtype), decoder.vocabulary * (dtype.itemsize + 12)
+    inputs, logits = _inputs_bytes(decoder, length, dtype, row), decoder.vocabulary * (dtype.itemsize + 12)
     return Work(2 * saved, fixed, inputs, logits, 0, kept_bytes=saved)
 
 
-def _saved_bytes(decoder: Decoder, i: int, length: int, dtype: torch.dtype) -> int:
+def _saved_bytes(decoder: Decoder, i: int, length: int, dtype: torch.dtype, row: Row) -> int:
     """What autograd saves of block i over one sequence, weights left out."""
     weights = {n: torch.zeros(s, dtype=dtype, requires_grad=True) for n, s in decoder.block_shapes(i).items()}
     own = {w.untyped_storage().data_ptr() for w in weights.values()}
-    inputs, _ = _example(decoder, 1, length, dtype)
+    inputs, _ = _example(decoder, 1, length, dtype, row)
     saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -9,19 +9,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from slideformer.data.batches import Batch
+from slideformer.data.batches import Batch, collate, collate_packed
 from slideformer.data.chat import IGNORED
+from slideformer.data.examples import Example
+from slideformer.engine.canary import refuse_leaks
 from slideformer.engine.engine import Engine
 from slideformer.errors import SlideFormerError, UnsupportedModel
 from slideformer.models.architecture import Decoder
+from slideformer.models.packed_attention import PADDED
 from slideformer.models.tiny import shrink
 from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.sizes import Sizes
 
 STEPS, SEQUENCES, MICRO_BATCHES, LENGTH = 2, 4, 2, 24
 SIZES = Sizes(2, SEQUENCES // MICRO_BATCHES, MICRO_BATCHES, LENGTH, 2, host_boundaries=1, head_chunk=13)
+DOCUMENTS = ((24,), (5, 9, 10), (13, 8), (3, 17, 4))  # of packed rows, of SEQUENCES x LENGTH
 # A large epsilon: gradients that are only rounding noise must not decide.
 HYPER = AdamWStep(learning_rate=2e-3, beta1=0.9, beta2=0.999, epsilon=1e-3, weight_decay=0.1, step=1)
 TOLERANCE = 1e-5  # of losses (relative) and weights (absolute, after moving by up to 2e-3 a step)
@@ -35,6 +39,7 @@ class Parity:
     """How far the two trainings are apart.
 
     Attributes:
+        rows: what the engine trained on, "padded" or "packed"; plain PyTorch always pads.
         loss_error: largest relative difference of a loss.
         gradient_error: largest difference of a gradient in the first step, relative to the largest of its parameter.
         weight_error: largest absolute difference of a weight after the last step.
@@ -44,6 +49,7 @@ class Parity:
     """
 
     architecture: str
+    rows: str
     parameters: int
     loss_error: float
     gradient_error: float
@@ -56,30 +62,42 @@ class Parity:
         first_step = self.loss_error <= TOLERANCE and self.gradient_error <= GRADIENT_TOLERANCE
         return first_step and self.weight_error <= max(TOLERANCE, self.rounding)
 
+    @property
+    def _how(self) -> str:
+        return "packed " if self.rows == "packed" else ""
+
     def __str__(self) -> str:
         return (
-            f"parity: a {self.parameters / 1e6:.2f}M-parameter {self.architecture} trains as in plain PyTorch "
-            f"(loss within {self.loss_error:.0e}, gradients {self.gradient_error:.0e}, weights {self.weight_error:.0e})"
+            f"parity: a {self.parameters / 1e6:.2f}M-parameter {self.architecture} trains {self._how}"
+            f"as in plain PyTorch (loss within {self.loss_error:.0e}, "
+            f"gradients {self.gradient_error:.0e}, weights {self.weight_error:.0e})"
         )
 
 
-def check_parity(config: Any, trust_remote_code: bool = False, steps: int = STEPS) -> Parity:
+def check_parity(config: Any, trust_remote_code: bool = False, packed: bool = False, steps: int = STEPS) -> Parity:
     """Train a tiny copy both ways for a few steps in fp32 on the CPU.
 
+    Args:
+        packed: the engine trains on packed rows; plain PyTorch on the same documents, one a row.
+
     Raises:
-        UnsupportedModel: the results differ, so the model would be trained wrongly, or there is no tiny copy.
+        UnsupportedModel: the results differ, so the model would be trained wrongly, there is no tiny copy, or packed
+            documents see each other.
     """
     tiny = shrink(config)
     with torch.random.fork_rng(devices=[]):
+        if packed:
+            tiny = _without_dropout(tiny)  # which packed and padded rows cannot draw alike
         model = build_tiny(tiny, trust_remote_code)
         refuse_two_way(model, tiny.get_text_config().vocab_size)
-        parity = compare(model, Decoder(tiny, torch.device("cpu"), trust_remote_code=trust_remote_code), steps)
+        decoder = Decoder(tiny, torch.device("cpu"), trust_remote_code=trust_remote_code, packed=packed)
+        parity = compare(model, decoder, steps)
     if not parity.exact:
         raise UnsupportedModel(
-            f"a tiny {parity.architecture} does not train here as in plain PyTorch: losses differ by "
+            f"a tiny {parity.architecture} does not train {parity._how}here as in plain PyTorch: losses differ by "
             f"{parity.loss_error:.1e}, gradients by {parity.gradient_error:.1e}, weights by {parity.weight_error:.1e} "
             f"({parity.worst})",
-            "the engine would train this model wrongly; please report its config.json",
+            PADDED if packed else "the engine would train this model wrongly; please report its config.json",
         )
     return parity
 
@@ -148,10 +166,15 @@ def compare(model: Any, decoder: Decoder, steps: int = STEPS) -> Parity:
         UnsupportedModel: its blocks cannot be run one by one.
     """
     vocabulary = model.config.get_text_config().vocab_size
-    batches = [_batch(vocabulary, step) for step in range(steps)]
+    pairs = [
+        _packed_and_padded(vocabulary, k) if decoder.packed else (_batch(vocabulary, k),) * 2 for k in range(steps)
+    ]
+    batches = [plain for _, plain in pairs]
     with torch.random.fork_rng(devices=[]):
+        if decoder.packed:
+            refuse_leaks(decoder, dict(model.named_parameters()))
         try:
-            ours = _engine_training(decoder, model, batches)
+            ours = _engine_training(decoder, model, [batch for batch, _ in pairs])
         except SlideFormerError:
             raise
         except Exception as error:  # the model's own code, called block by block, raises what it likes
@@ -174,6 +197,7 @@ def compare(model: Any, decoder: Decoder, steps: int = STEPS) -> Parity:
 
     return Parity(
         type(model).__name__,
+        "packed" if decoder.packed else "padded",
         sum(w.numel() for w in plain.weights.values()),
         loss_error,
         max(gradient_errors.values()),
@@ -279,3 +303,25 @@ def _batch(vocabulary: int, step: int) -> Batch:
     targets = torch.full_like(ids, IGNORED)
     targets[:, 2:-1] = ids[:, 3:]
     return Batch(ids, targets, (LENGTH,) * SEQUENCES, tuple(range(SEQUENCES)))
+
+
+def _packed_and_padded(vocabulary: int, step: int) -> tuple[Batch, Batch]:
+    """The same documents, several a row and one a row."""
+    generator = torch.Generator().manual_seed(step)
+
+    def example(length: int) -> Example:
+        ids = torch.randint(1, vocabulary, (length,), generator=generator, dtype=torch.int32)
+        return Example(0, ids, torch.cat([torch.full((2,), IGNORED, dtype=torch.int32), ids[2:]]))
+
+    rows = [[example(length) for length in row] for row in DOCUMENTS]
+    return collate_packed(rows, pad_id=0), collate([example for row in rows for example in row], pad_id=0)
+
+
+def _without_dropout(config: Any) -> Any:
+    """The configuration without anything drawn at random, however deep."""
+    for name, value in vars(config).items():
+        if isinstance(value, PretrainedConfig):
+            _without_dropout(value)
+        elif isinstance(value, float) and ("drop" in name or "jitter" in name):
+            setattr(config, name, 0.0)
+    return config

@@ -74,7 +74,7 @@ class Tape:
         """
         assert self._end is not None
         self._saved.bind(weights, inputs)
-        gradients = list(torch.autograd.grad([self._end], self._leaves, [dy], allow_unused=True))
+        gradients: list[Tensor | None] = list(torch.autograd.grad([self._end], self._leaves, [dy], allow_unused=True))
         # The graph holds the hooks: let go of it here, or memory waits for the garbage collector.
         self._end, self._leaves = None, []
         self._saved.unbind()

@@ -9,6 +9,8 @@ slot holds its weights.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from transformers.utils import logging
 from slideformer.errors import UnsupportedModel
 from slideformer.models.block_call import leaf_at, leaves_of, with_leaves
 from slideformer.models.boundary import Boundary
+from slideformer.models.packed_attention import Documents, attending, use_packed_attention
 from slideformer.models.stand_ins import (
     NOT_HIDDEN,
     NOT_STREAMABLE,
@@ -49,6 +52,7 @@ class Decoder:
         customize: called with the whole model (parameters on meta) before it is taken apart, to swap in fused kernels.
         trust_remote_code: whether code from the model's directory may run.
         freeze: all parameter names -> those that are not trained.
+        packed: rows may hold several documents, which attention then keeps apart.
 
     Attributes:
         depth: number of blocks.
@@ -61,7 +65,8 @@ class Decoder:
         frozen: names of the parameters that are not trained.
 
     Raises:
-        UnsupportedModel: the model has no chain of blocks that can be run one by one.
+        UnsupportedModel: the model has no chain of blocks that can be run one by one, or packed, documents cannot be
+            kept apart.
     """
 
     def __init__(
@@ -72,12 +77,15 @@ class Decoder:
         customize: Callable[[PreTrainedModel], None] | None = None,
         trust_remote_code: bool = False,
         freeze: Callable[[Iterable[str]], Collection[str]] = lambda names: (),
+        packed: bool = False,
     ):
         _refuse_unsupported(config)
-        self.config = config
-        self.device = device
+        self.config = config = deepcopy(config) if packed else config  # which is told of the packed attention
+        self.device, self.packed = device, packed
         model = build_on_meta(config, attention, trust_remote_code)
         model.train()
+        if packed:
+            use_packed_attention(model)
         if customize:
             customize(model)
         self.model = model
@@ -205,7 +213,15 @@ class Decoder:
 
     # ---- the three parts of a forward pass
 
-    def enter(self, input_ids: Tensor, rows: Tensor, row_of: Tensor, shell: Weights, seed: int) -> DecoderInputs:
+    def enter(
+        self,
+        input_ids: Tensor,
+        rows: Tensor,
+        row_of: Tensor,
+        shell: Weights,
+        seed: int,
+        documents: Documents | None = None,
+    ) -> DecoderInputs:
         """Embed tokens and collect what each block is called with, by the model's own forward.
 
         Args:
@@ -213,17 +229,21 @@ class Decoder:
             rows: gathered embedding rows [u, hidden]; `row_of` [b, t] says which row each token uses.
             shell: parameters outside blocks.
             seed: draws the dropout masks.
+            documents: of packed rows; None: each row is one.
         """
+        if documents and not self.packed:
+            raise ValueError("packed rows for a decoder that was built without packed=True")
+        given = {"position_ids": documents.positions} if documents else {}
         self._embedding.bind(rows, row_of)
         self._chain.start_recording()
         self._seed(seed)
         try:
-            functional_call(self.model, dict(shell), (), {"input_ids": input_ids, "use_cache": False})
+            functional_call(self.model, dict(shell), (), {"input_ids": input_ids, "use_cache": False, **given})
         except StopForward:
             pass
         finally:
             self._embedding.unbind()
-        return self._chain.take()
+        return replace(self._chain.take(), documents=documents)
 
     def block(
         self, i: int, weights: Weights, x: Tensor, inputs: DecoderInputs, seed: int, sides: Sequence[Tensor] = ()
@@ -235,7 +255,8 @@ class Decoder:
             else inputs.calls[i]
         )
         self._seed(seed)
-        y = functional_call(self.blocks[i], dict(weights), (x, *call.args), call.kwargs)
+        with attending(inputs.documents):
+            y = functional_call(self.blocks[i], dict(weights), (x, *call.args), call.kwargs)
         if not isinstance(y, tuple | list):
             return y
         if self._chain.extra is None and any(value is not None for value in y[1 : self._chain.arity]):

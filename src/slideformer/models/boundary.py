@@ -28,7 +28,9 @@ class Boundary:
         """
         (one, of_one), (other, of_other) = shapes.items()
         names: dict[tuple[int, int], Size] = {(one[0], other[0]): "b", (one[1], other[1]): "t"}
-        found = [names.get(pair, pair[0] if pair[0] == pair[1] else -1) for pair in zip(of_one, of_other, strict=False)]
+        found: list[Size] = [
+            names.get(pair, pair[0] if pair[0] == pair[1] else -1) for pair in zip(of_one, of_other, strict=False)
+        ]
         if len(of_one) != len(of_other) or -1 in found or found.count("b") != 1 or found.count("t") != 1:
             raise UnsupportedModel(
                 f"hidden states of {list(one)} tokens are {list(of_one)}: the model adds or merges tokens",
@@ -41,7 +43,8 @@ class Boundary:
         return prod(size for size in self.sizes if isinstance(size, int))
 
     def of(self, b: int, t: int) -> torch.Size:
-        return torch.Size({"b": b, "t": t}.get(size, size) if isinstance(size, str) else size for size in self.sizes)
+        of_tokens = {"b": b, "t": t}
+        return torch.Size([of_tokens[size] if isinstance(size, str) else size for size in self.sizes])
 
     def by_token(self, hidden: Tensor) -> Tensor:
         """[b * t, ...]: one row for each token, row after row of the batch."""

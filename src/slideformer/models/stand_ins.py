@@ -11,17 +11,19 @@ from torch.func import functional_call
 
 from slideformer.errors import UnsupportedModel
 from slideformer.models.block_call import BlockCall
+from slideformer.models.packed_attention import Documents
 
 
 @dataclass(frozen=True)
 class DecoderInputs:
-    """What enters the blocks: hidden states and, per block, the rest of its call.
+    """What enters the blocks: hidden states, per block the rest of its call, and packed documents.
 
     The rest may have a gradient too, such as embeddings that the model hands to each block; it is collected here.
     """
 
     hidden: Tensor
     calls: list[BlockCall]
+    documents: Documents | None = None
     gradients: dict[int, Tensor] = field(default_factory=dict)
 
     def add_gradients(self, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:

@@ -40,5 +40,6 @@ class Sizes:
 
     @property
     def step_indices(self) -> int:
-        """Integers that a step sends to the device: id, row, position and target of each token, and ids of rows."""
-        return 5 * self.step_tokens
+        """Integers that a step sends to the device: id, row, position and target of each token, and ids of rows; packed
+        also each token's place in its document, and where documents begin and end, one more than there are."""
+        return 7 * self.step_tokens + self.micro_batches

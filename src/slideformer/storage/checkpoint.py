@@ -18,7 +18,7 @@ from torch import Tensor
 
 from slideformer.errors import CheckpointError
 from slideformer.layout import FlatLayout
-from slideformer.storage.manifest import Manifest, RunFacts, UnitFile, places, read_manifest, write_manifest
+from slideformer.storage.manifest import Manifest, RunFacts, UnitFile, places, read_manifest, shapes_of, write_manifest
 from slideformer.storage.tensor_file import Digest, read_tensors, write_tensors
 
 THREADS = 4  # files at once: one core hashes about 2 GB/s, less than a fast disk takes
@@ -113,13 +113,13 @@ def check_layouts(path: Path, manifest: Manifest, units: Mapping[str, UnitState]
         )
     for unit, state in units.items():
         described = manifest.units[unit]
-        if described.trained_numel != state.layout.trained_numel:
-            raise CheckpointError(
-                f"{path}: other parameters of {unit} were trained", "set frozen and trainable as before"
-            )
-        if described.numel != state.layout.numel or described.parameters != places(state.layout):
+        if {name: place.shape for name, place in described.parameters.items()} != shapes_of(state.layout):
             raise CheckpointError(
                 f"{path}: {unit} has other shapes than in this model", "resume with the model that was trained"
+            )
+        if described.trained_numel != state.layout.trained_numel or described.parameters != places(state.layout):
+            raise CheckpointError(
+                f"{path}: other parameters of {unit} were trained", "set trainable and frozen as they were"
             )
 
 

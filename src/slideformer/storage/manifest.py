@@ -89,6 +89,11 @@ def places(layout: FlatLayout) -> dict[str, Place]:
     return {field.name: Place(start=field.start, shape=list(field.shape)) for field in layout.fields.values()}
 
 
+def shapes_of(layout: FlatLayout) -> dict[str, list[int]]:
+    """The layout's parameters, wherever they lie."""
+    return {field.name: list(field.shape) for field in layout.fields.values()}
+
+
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write the file and sync it."""
     content = manifest.model_dump(mode="json")
