@@ -87,7 +87,7 @@ def check_parity(config: Any, trust_remote_code: bool = False, packed: bool = Fa
     tiny = shrink(config)
     with torch.random.fork_rng(devices=[]):
         if packed:
-            tiny = _without_dropout(tiny)  # which packed and padded rows cannot draw alike
+            tiny = without_dropout(tiny)  # which packed and padded rows cannot draw alike
         model = build_tiny(tiny, trust_remote_code)
         refuse_two_way(model, tiny.get_text_config().vocab_size)
         decoder = Decoder(tiny, torch.device("cpu"), trust_remote_code=trust_remote_code, packed=packed)
@@ -317,11 +317,11 @@ def _packed_and_padded(vocabulary: int, step: int) -> tuple[Batch, Batch]:
     return collate_packed(rows, pad_id=0), collate([example for row in rows for example in row], pad_id=0)
 
 
-def _without_dropout(config: Any) -> Any:
+def without_dropout(config: Any) -> Any:
     """The configuration without anything drawn at random, however deep."""
     for name, value in vars(config).items():
         if isinstance(value, PretrainedConfig):
-            _without_dropout(value)
+            without_dropout(value)
         elif isinstance(value, float) and ("drop" in name or "jitter" in name):
             setattr(config, name, 0.0)
     return config
