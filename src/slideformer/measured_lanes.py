@@ -20,7 +20,7 @@ class Mark(Protocol):
 
     def query(self) -> bool: ...
 
-    def elapsed_time(self, end_event: Any) -> float:
+    def elapsed_time(self, other: Any, /) -> float:
         """Milliseconds from this mark to another."""
         ...
 
@@ -34,8 +34,8 @@ class WallMark:
     def query(self) -> bool:
         return True
 
-    def elapsed_time(self, end_event: "WallMark") -> float:
-        return (end_event._seconds - self._seconds) * 1e3
+    def elapsed_time(self, other: "WallMark", /) -> float:
+        return (other._seconds - self._seconds) * 1e3
 
 
 Spans = list[tuple[Mark, Mark]]

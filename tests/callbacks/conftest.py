@@ -1,6 +1,6 @@
 """A tiny run through the Python API."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ def run_tiny(model: Path, tmp_path: Path) -> RunTiny:
     """Ten records in steps of four, two epochs: six steps; returns the output directory."""
 
     def run(
-        callbacks: list[Any] = (), listeners: list[Any] = (), wishes: Wishes | None = None, **settings: Any
-    ) -> Path:  # type: ignore[assignment]
+        callbacks: Sequence[Any] = (), listeners: Sequence[Any] = (), wishes: Wishes | None = None, **settings: Any
+    ) -> Path:
         data = {"path": write_records(tmp_path / "data.jsonl", make_records(10)), "cache_dir": None}
         config = {
             "model": str(model), "output_dir": tmp_path / "out", "data": data, "batch_size": 4, "max_length": 24,

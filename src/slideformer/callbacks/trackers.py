@@ -4,8 +4,11 @@ import difflib
 from collections.abc import Sequence
 
 from transformers import TrainerCallback
-from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+)
 
 from slideformer.errors import ConfigError
 

@@ -137,7 +137,7 @@ class HuggingFaceListener(Listener):
     def _step_logs(self) -> dict[str, float]:
         """Of the steps since the last log: the mean loss and speed; the rest is the last step's."""
         steps, last = self._since_log, self._since_log[-1]
-        logs = {
+        logs: dict[str, float] = {
             "loss": sum(step.loss for step in steps) / len(steps),
             "grad_norm": last.grad_norm,
             "learning_rate": last.learning_rate,

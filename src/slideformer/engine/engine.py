@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ class Engine:
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
         parity_check: bool = True,
-    ) -> Self:
+    ) -> "Engine":
         """Plan for a model, build the engine, load the weights: ready for `train_step`.
 
         Args:
