@@ -122,6 +122,7 @@ class Trainer:
                 wishes.save = False
                 recorder.resume()
         recorder.finish()
+        wishes.finish = False
         save(engine, job, config.output_dir)
         listener.saved(step, config.output_dir)
         return None

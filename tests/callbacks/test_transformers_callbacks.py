@@ -155,6 +155,19 @@ def test_what_a_callback_raises_reaches_the_caller_and_all_are_told_of_the_end(r
     assert diary.lines[-1] == ("train_end", 1) and diary.logs == []
 
 
+def test_a_resumed_run_ends_its_epochs_where_they_end(run_tiny: Any):
+    run_tiny(max_steps=9, num_train_epochs=3, save_steps=4)
+    diary = Diary()
+    run_tiny([diary], max_steps=9, num_train_epochs=3, save_steps=4, resume_from_checkpoint="auto")
+    assert [line for line in diary.lines if "epoch" in line[0]] == [("epoch_begin", 8), ("epoch_end", 9)]
+
+
+def test_a_trainer_that_was_finished_can_train_again(run_tiny: Any):
+    wishes = Wishes()
+    run_tiny([Asks("should_training_stop", 2)], wishes=wishes)
+    assert steps_of(run_tiny(wishes=wishes)) == [1, 2, 3, 4, 5, 6]
+
+
 def test_transformers_own_callbacks_run(run_tiny: Any, capsys: pytest.CaptureFixture[str]):
     run_tiny([PrinterCallback, ProgressCallback()], logging_steps=3)
     assert "'grad_norm'" in capsys.readouterr().out

@@ -25,6 +25,7 @@ FORMATS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "from and value": ([{"conversations": [{"from": t["role"], "value": t["content"]} for t in TURNS]}], {}),
     "tokens": ([{"input_ids": [7, 8, 9, 10]}], {}),
     "tokens and labels": ([{"input_ids": [7, 8, 9], "labels": [-100, 8, 9]}], {}),
+    "tokens and a mask that is not asked for": ([{"input_ids": [7, 8, 9], "completion_mask": [0, 1, 1]}], {}),
     "tokens and mask": ([{"input_ids": [7, 8, 9], "completion_mask": [0, 1, 1]}], {"completion_only_loss": True}),
 }
 

@@ -145,6 +145,12 @@ def test_what_trl_also_takes_is_refused_by_name(given: dict[str, Any], complaint
         SFTTrainer(**parameters)
 
 
+def test_several_processes_are_refused(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    with pytest.raises(ConfigError, match="world_size = 2"):
+        trainer_for(model, tmp_path)
+
+
 def test_what_says_nothing_is_taken(model: str, tmp_path: Path):
     SFTTrainer(
         model, arguments(tmp_path), train_dataset=DATA, peft_config=None, optimizers=(None, None)

@@ -60,7 +60,6 @@ class HuggingFaceListener(Listener):
         self._callbacks = CallbackHandler([LogEveryFewSteps(), *callbacks], model, tokenizer, None, None)
         self._control = TrainerControl()
         self._begun = self._complete = self._in_epoch = False
-        self._whole_epochs = 0
         self._since_log: list[StepStats] = []
         self._losses: list[float] = []
 
@@ -84,9 +83,8 @@ class HuggingFaceListener(Listener):
         self._losses.append(stats.loss)
         self._tell("on_step_end")
         self._do_as_asked()
-        if int(stats.epoch + EPOCH_TOLERANCE) > self._whole_epochs:
+        if _whole(stats.epoch) > _whole(stats.epoch * (stats.step - 1) / stats.step):
             self._end_epoch()
-            self._whole_epochs = int(stats.epoch + EPOCH_TOLERANCE)
 
     def evaluated(self, stats: EvalStats) -> None:
         metrics = {"eval_loss": stats.loss, "eval_perplexity": stats.perplexity, "eval_runtime": stats.seconds}
@@ -159,3 +157,7 @@ class HuggingFaceListener(Listener):
         logs["epoch"] = self._state.epoch
         self._state.log_history.append(logs | {"step": self._state.global_step})
         self._tell("on_log", logs=logs)
+
+
+def _whole(epochs: float) -> int:
+    return int(epochs + EPOCH_TOLERANCE)

@@ -48,7 +48,7 @@ class SftEncoder:
 
     def _masks_that_count(self, record: Record) -> list[str]:
         completion = self.completion_only
-        completion = "completion" in record or "completion_mask" in record if completion is None else completion
+        completion = "prompt" in record and "completion" in record if completion is None else completion
         return [*(["completion_mask"] if completion else []), "assistant_masks"]
 
     def _tokenized(self, record: Record) -> Record:

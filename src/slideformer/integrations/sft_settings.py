@@ -66,7 +66,9 @@ def run_settings(args: "TrainingArguments", records: int) -> dict[str, Any]:
         ConfigError: names the argument that cannot be honoured.
     """
     refuse_what_changes_training(args)
-    batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if args.world_size > 1:
+        raise _refused("world_size", args.world_size, "is more than one process", "start the script with plain python")
+    batch_size = args.train_batch_size * args.gradient_accumulation_steps  # of all GPUs that transformers would use
     init = model_init_kwargs(args)
     return {
         **{name: getattr(args, name) for name in SAME_NAME},

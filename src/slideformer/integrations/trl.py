@@ -81,7 +81,7 @@ class SFTTrainer:
         sft_settings.check_router(self.args, read_config(path, self._settings["trust_remote_code"]))
         self.processing_class = processing_class or AutoTokenizer.from_pretrained(path)
         self.train_dataset = self._encoded(train_dataset, formatting_func)
-        self.eval_dataset = eval_dataset and self._encoded(eval_dataset, formatting_func)
+        self.eval_dataset = None if eval_dataset is None else self._encoded(eval_dataset, formatting_func)
         self.callbacks = list(callbacks or [])
         self.state = TrainerState()
         self._trained = False
