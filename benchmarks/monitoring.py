@@ -62,7 +62,7 @@ def main() -> None:
         told, panel = _listeners(Path(directory), config, plan, (arguments.blocks + 1) * arguments.steps)
         watched = Watched(engine, told)
         seconds = _alternate(engine, watched, lanes, config.vocab_size, arguments)
-        drawing = _drawing_seconds(panel)
+        drawing, marks = _drawing_seconds(panel), _mark_seconds(lanes)
         told.ended()
     alone, watching = (statistics.median(seconds[kind]) for kind in (False, True))
     print(f"{arguments.shape}, {arguments.sequences} x {arguments.length}, {device}, torch {torch.__version__}")
@@ -70,6 +70,7 @@ def main() -> None:
     print(f"a step watched        {watching * 1e3:9.2f} ms   {watching / alone - 1:+.2%}")
     print(f"telling, on its own   {watched.telling_seconds * 1e3:9.3f} ms   {watched.telling_seconds / alone:.2%}")
     print(f"drawing the panel     {drawing * 1e3:9.3f} ms   {drawing:.2%}, once a second, in another thread")
+    print(f"a mark on a lane      {marks * 1e6:9.2f} us   of the host, two for each submission")
 
 
 class Watched:
@@ -174,6 +175,18 @@ def _drawing_seconds(panel: LivePanel) -> float:
     for _ in range(50):
         panel._live.refresh()
     return (time.perf_counter() - started) / 50
+
+
+def _mark_seconds(lanes: Lanes) -> float:
+    """Half of what measuring adds to a submission that does nothing."""
+    seconds = {}
+    for on in (True, False):
+        _measure_lanes(lanes, on)
+        started = time.perf_counter()
+        for _ in range(5000):
+            lanes.compute.run(int)
+        seconds[on] = (time.perf_counter() - started) / 5000
+    return (seconds[True] - seconds[False]) / 2
 
 
 def _settings(directory: Path) -> dict:

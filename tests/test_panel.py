@@ -47,8 +47,8 @@ def test_a_wider_terminal_does_not_stretch_it():
 
 
 def test_before_the_first_step_and_without_a_gpu():
-    view = RunView(replace(RUN, plan={**PLAN, "device_bytes": {"budget": None}}), 0)
-    assert "the first one is running" in "\n".join(drawn(view, 80))
+    view = RunView(replace(RUN, plan={**PLAN, "device_bytes": {"budget": None}}), 50)
+    assert "51 of 1,200 is running" in "\n".join(drawn(view, 80))
     view.add(replace(STEP, gpu_peak_bytes=0))
     assert "GPU" not in "\n".join(drawn(view, 80))
 

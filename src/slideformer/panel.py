@@ -74,7 +74,7 @@ class RunView:
         rows.add_column(ratio=1, no_wrap=True)
         rows.add_column(justify="right", no_wrap=True)
         recent = list(self.recent)  # the training thread may add to it
-        for row in self._rows(recent, width) if recent else [("step", Text("the first one is running"), "")]:
+        for row in self._rows(recent, width) if recent else [("step", _values(self._first()), "")]:
             rows.add_row(*row)
         model, elapsed = self.run.model, format_seconds(time.perf_counter() - self.started)
         title = f"{model['architecture']} · {model['parameters'] / 1e9:.3g}B parameters · {elapsed}"
@@ -102,6 +102,9 @@ class RunView:
             ),
         ]
         return [*rows, *self._memory(last)]
+
+    def _first(self) -> str:
+        return f"{self.done_steps + 1:,} of {self.run.steps:,} is running"
 
     def _held_out(self) -> str:
         return f"held out {self.evaluation.loss:.4f}" if self.evaluation else ""
