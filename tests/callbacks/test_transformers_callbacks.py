@@ -112,10 +112,11 @@ def test_logs_hold_what_transformers_logs(run_tiny: Any):
 
 def test_arguments_state_and_model_are_those_of_the_run(run_tiny: Any):
     diary = Diary()
-    out = run_tiny([diary], micro_batch_size=2, run_name="tiny", weight_decay=0.1, seed=3)
+    out = run_tiny([diary], micro_batch_size=2, run_name="tiny", weight_decay=0.1, seed=3, warmup_ratio=0.5)
     args, state, model = diary.args, diary.state, diary.more["model"]
     assert args.output_dir == str(out) and args.run_name == "tiny" and args.weight_decay == 0.1 and args.seed == 3
     assert args.per_device_train_batch_size == 2 and args.gradient_accumulation_steps == 2
+    assert args.warmup_steps == 0.5 and args.get_warmup_steps(6) == 3
     assert state.max_steps == 6 and state.num_train_epochs == 2 and state.num_input_tokens_seen > 0
     assert model.config.model_type == "qwen3" and {p.device.type for p in model.parameters()} == {"meta"}
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 SAME_NAME = (
     "output_dir", "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type",
-    "warmup_steps", "max_steps", "num_train_epochs", "logging_steps", "save_total_limit", "seed", "run_name",
+    "max_steps", "num_train_epochs", "logging_steps", "save_total_limit", "seed", "run_name",
 )  # fmt: skip
 
 
@@ -25,6 +25,7 @@ def training_arguments(run: RunRecord) -> "TrainingArguments":
     config, sizes = run.config, run.plan["sizes"]
     return TrainingArguments(
         **{name: config[name] for name in SAME_NAME},
+        warmup_steps=config["warmup_steps"] or config.get("warmup_ratio", 0),  # below 1: a share of all steps
         per_device_train_batch_size=sizes["micro_batch_size"],
         gradient_accumulation_steps=sizes["micro_batches"],
         max_grad_norm=config["max_grad_norm"] or 0.0,
