@@ -53,6 +53,16 @@ def test_a_new_run_starts_afresh_and_a_resumed_one_continues(tmp_path: Path):
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_steps_of_an_older_run_lack_what_it_did_not_measure(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    older = {name: value for name, value in asdict(STEP).items() if not name.startswith(("epoch", "h2d", "optimizer"))}
+    path.write_text(json.dumps(older) + "\n")
+    assert read_metrics(path) == [STEP]
+    path.write_text(json.dumps({name: value for name, value in older.items() if name != "loss"}) + "\n")
+    with pytest.raises(DataError, match="not a StepStats record"):
+        read_metrics(path)
+
+
 def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     with closing(RecordLog(path, StepStats)) as log:

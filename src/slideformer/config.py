@@ -98,6 +98,10 @@ class Config(Section):
     max_steps: int = Field(default=-1, ge=-1, description="optimizer steps in all; -1: as num_train_epochs says")
     num_train_epochs: float = Field(default=1.0, gt=0, description="passes over the data when max_steps is -1")
     logging_steps: int = Field(default=1, ge=1, description="steps between two lines of plain-text progress")
+    report_to: list[str] = Field(
+        default=[], description="trackers, as in transformers: tensorboard, wandb, trackio, mlflow, ..., or all"
+    )
+    run_name: str | None = Field(default=None, description="what trackers call the run")
     save_steps: int | None = Field(
         default=None, ge=1, description="steps between two checkpoints; null: none, only the model at the end"
     )
@@ -153,6 +157,14 @@ class Config(Section):
     def _one_is_a_list(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value  # on the command line
 
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_or_none(cls, value: Any) -> Any:
+        """ "none", one name, or several with commas between them, as on the command line."""
+        if value is None or value in ("none", ""):
+            return []
+        return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+
     @field_validator("max_grad_norm")
     @classmethod
     def _zero_is_off(cls, value: float | None) -> float | None:
@@ -184,10 +196,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     content = _read_yaml(Path(path))
     for key, value in given.items():
         _assign(content, key, value)
-    try:
-        return Config.model_validate(content)
-    except ValidationError as error:
-        raise _config_error(error, str(path), given) from None
+    return _validated(content, str(path), given)
+
+
+def as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
+    """`config` itself, or the settings in a dict (nested as in YAML) or a YAML file.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    if isinstance(config, Config):
+        return config
+    return load_config(config) if isinstance(config, str | Path) else _validated(config, "config", {})
 
 
 def setting_fields(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -230,6 +250,13 @@ def parse_overrides(words: Sequence[str]) -> dict[str, str | None]:
         value = value if equals else queue.pop(0)
         given[key] = None if value.lower() in ("null", "none", "~") else value
     return given
+
+
+def _validated(content: Mapping[str, Any], source: str, given: Mapping[str, Any]) -> Config:
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise _config_error(error, source, given) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -304,6 +331,6 @@ def _kind_in_words(kind: Any) -> str:
     if kind is Size:
         return "a size such as 24GiB"
     if get_origin(kind) is list:
-        return "a list of sources" if get_args(kind)[0] is Source else "a list of patterns"
+        return {Source: "a list of sources"}.get(get_args(kind)[0], "a list of names or patterns")
     base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a name", Path: "a path"}[base]

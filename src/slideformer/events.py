@@ -33,9 +33,15 @@ class Listener:
 
 @dataclass
 class Wishes:
-    """What a listener may ask for; the loop looks between two steps, and clears what it has done."""
+    """What a listener may ask for; the loop looks between two steps, and clears what it has done.
+
+    Attributes:
+        stop: save a checkpoint and end, to go on later.
+        finish: end as if this step were the last: save the model.
+    """
 
     stop: bool = False
+    finish: bool = False
     save: bool = False
     evaluate: bool = False
 

@@ -1,6 +1,5 @@
 """Everything known of a run before memory is taken: data, model, plan, steps. What `plan` shows and `train` runs."""
 
-import resource
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from slideformer.data.packing import extreme_rows
 from slideformer.data.show import show
 from slideformer.engine.measure import Row, measure_work, model_sizes
 from slideformer.engine.parity import check_causal
+from slideformer.engine.pretrained import device_and_dtype
 from slideformer.errors import ConfigError, DoesNotFit
 from slideformer.kernels.liger import apply_liger, choose_kernels
 from slideformer.models.architecture import Decoder
@@ -25,13 +25,12 @@ from slideformer.models.freezing import frozen_names
 from slideformer.models.hub import read_config, resolve
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.lr import learning_rate_at, warmup_step_count
-from slideformer.plan.machine import Machine
+from slideformer.plan.machine import Machine, resident_bytes
 from slideformer.plan.planner import Plan, Workload, make_plan
 from slideformer.resume import package_versions
 from slideformer.storage.manifest import Data, RunFacts
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
     """
     if config.budget.disk or config.budget.offload_dir:
         raise ConfigError("budget: there is no disk tier yet", "remove budget.disk and budget.offload_dir")
-    device, dtype = _device_and_dtype(config)
+    device, dtype = device_and_dtype(config.device, config.compute_dtype)
     path = resolve(config.model, config.trust_remote_code)
     model_config = read_config(path, config.trust_remote_code)
     kernels = choose_kernels(config.kernels, device.type)
@@ -180,16 +179,6 @@ def hyper_at(config: Config, steps: int, step: int) -> AdamWStep:
     )  # fmt: skip
 
 
-def _device_and_dtype(config: Config) -> tuple[torch.device, torch.dtype]:
-    has_gpu = torch.cuda.is_available()
-    if config.device == "cuda" and not has_gpu:
-        raise ConfigError("device: cuda, but PyTorch sees no GPU", "check the driver, or set device: cpu")
-    device = torch.device("cuda" if has_gpu and config.device != "cpu" else "cpu")
-    if config.compute_dtype == "auto":
-        return device, torch.float32 if device.type == "cpu" else torch.bfloat16
-    return device, DTYPES[config.compute_dtype]
-
-
 def _plan(
     config: Config, decoder: Decoder, dtype: torch.dtype, machine: Machine, data: LoadedData, kept_size: int | None
 ) -> Plan:
@@ -224,9 +213,3 @@ def _rows_to_plan_for(config: Config, data: LoadedData) -> tuple[int, list[Row]]
         return int(lengths.max()), [None]
     rows = batch_stream(config, data, 0, packing=True).rows(0)
     return config.max_length, [*extreme_rows(rows, lengths, config.max_length)]
-
-
-def resident_bytes() -> int:
-    """Host memory of this process now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()

@@ -12,6 +12,9 @@ class StepStats:
 
     `loss` is the mean over the step's trained tokens; `grad_norm` is the norm before clipping; `tokens` leaves
     padding out; `seconds` is wall time from the end of the step before; peaks are bytes since the run began.
+    `epoch` counts passes over the data, with the part of the present one. The last four say how long each of the
+    step's workers was busy, in seconds: the compute lane, the copies in both directions, the CPU's AdamW. They overlap.
+    0 where an older run did not measure them.
     """
 
     step: int
@@ -24,6 +27,11 @@ class StepStats:
     tokens_per_second: float
     gpu_peak_bytes: int
     host_peak_bytes: int
+    epoch: float = 0.0
+    compute_seconds: float = 0.0
+    h2d_seconds: float = 0.0
+    d2h_seconds: float = 0.0
+    optimizer_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -100,12 +100,14 @@ class RunDirectory(Listener):
 
 
 def _entries(path: Path, kind: type[Entry]) -> Iterator[Entry]:
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # a dataclass, which a protocol cannot say
+    known = fields(kind)  # type: ignore[arg-type]  # a dataclass, which a protocol cannot say
+    optional = {field.name for field in known if field.default is not MISSING}  # an older run did not write them
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
         if not line.endswith("\n"):
             return
         try:
             record = json.loads(line)
+            names = [field.name for field in known if field.name in record or field.name not in optional]
             named: dict[str, Any] = {name: math.nan if record[name] is None else record[name] for name in names}
             yield kind(**named)
         except (ValueError, KeyError, TypeError):

@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 
 from slideformer.engine.engine import Engine
-from slideformer.job import DTYPES, Job
+from slideformer.engine.pretrained import DTYPES
+from slideformer.job import Job
 from slideformer.models.architecture import build_on_meta
 from slideformer.models.hub import read_config, resolve
 from slideformer.models.stream_in import stream_in

@@ -1,26 +1,30 @@
 """The run: plan, engine, loop, saved model."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from slideformer.config import Config
+from slideformer.callbacks.trackers import tracker_callbacks
+from slideformer.callbacks.transformers_callbacks import Callback, HuggingFaceListener
+from slideformer.config import Config, as_config
 from slideformer.data.batches import BatchStream
 from slideformer.engine.engine import Engine
 from slideformer.engine.parity import check_parity
 from slideformer.engine.random_weights import random_weights
 from slideformer.errors import NonFinite
 from slideformer.events import Listener, Listeners, Wishes
-from slideformer.job import Job, hyper_at, prepare
+from slideformer.job import Job, hyper_at, load_tokenizer, prepare
+from slideformer.measured_lanes import measured
 from slideformer.metrics import RunRecord, host_peak_bytes
 from slideformer.models.architecture import build_on_meta
 from slideformer.models.stream_in import stream_in
 from slideformer.plan.planner import Plan
-from slideformer.progress import ProgressLine
+from slideformer.progress import progress
 from slideformer.recorder import Recorder
 from slideformer.resume import AUTO, Candidate, find_candidates, restore_newest
 from slideformer.run_directory import RunDirectory
@@ -28,6 +32,7 @@ from slideformer.saving import save, save_checkpoint
 from slideformer.stop_request import StopRequest
 from slideformer.storage.checkpoint import remove_hidden
 from slideformer.storage.lock import locked
+from slideformer.streams import lanes_for
 from slideformer.units import format_bytes
 
 
@@ -35,15 +40,27 @@ class Trainer:
     """Runs one configuration from data to saved model.
 
     Args:
-        config: every setting of the run.
+        config: every setting of the run; or a dict of them, or the path of a YAML file.
         listeners: told how the run goes, after the run directory and the progress line.
         wishes: what listeners ask for between two steps.
+        callbacks: of transformers, instances or classes; called as `HuggingFaceListener` says.
+
+    Raises:
+        ConfigError: a setting is missing, unknown, of the wrong type or out of range.
     """
 
-    def __init__(self, config: Config, listeners: Sequence[Listener] = (), wishes: Wishes | None = None):
-        self.config = config
+    def __init__(
+        self,
+        config: Config | Mapping[str, Any] | str | Path,
+        listeners: Sequence[Listener] = (),
+        wishes: Wishes | None = None,
+        *,
+        callbacks: Sequence[Callback] = (),
+    ):
+        self.config = as_config(config)
         self._listeners = listeners
         self._wishes = wishes or Wishes()
+        self._callbacks = callbacks
 
     def train(self) -> Path | None:
         """Train, write the run's records and a Hugging Face model directory to `output_dir`.
@@ -59,6 +76,7 @@ class Trainer:
 
     def _train(self) -> Path | None:
         config = self.config
+        trackers = tracker_callbacks(config.report_to)  # first, as one may not be installed
         remove_hidden(config.output_dir)
         candidates = find_candidates(config)
         job = prepare(config, candidates[0].manifest.run.micro_batch_size if candidates else None)
@@ -66,16 +84,18 @@ class Trainer:
         if config.parity_check:
             print(check_parity(job.model_config, config.trust_remote_code, config.packing))
         print(job.plan)
-        with Engine(job.decoder, job.plan.sizes, job.dtype) as engine:
+        lanes = measured(lanes_for(job.decoder.device))
+        with Engine(job.decoder, job.plan.sizes, job.dtype, lanes) as engine:
             done = _restore_or_load(engine, job, candidates)
-            stopped_at = self._run(engine, job, done)
+            callbacks = _listening_callbacks([*trackers, *self._callbacks], job, self._wishes)
+            stopped_at = self._run(engine, job, done, callbacks)
         print(_predicted_against_measured(job.plan, engine))
         return stopped_at
 
-    def _run(self, engine: Engine, job: Job, done: int | None) -> Path | None:
+    def _run(self, engine: Engine, job: Job, done: int | None, more: list[Listener]) -> Path | None:
         """The loop, told to everybody who listens; `done` steps of an earlier run are not done again."""
         records = RunDirectory(self.config.output_dir, done)
-        listener = Listeners(records, ProgressLine(self.config.logging_steps), *self._listeners)
+        listener = Listeners(records, progress(self.config.logging_steps), *self._listeners, *more)
         try:
             listener.began(run_record(job), done or 0)
             with StopRequest(self._wishes), _explained(engine, job.batches()):
@@ -86,10 +106,12 @@ class Trainer:
     def _loop(self, engine: Engine, job: Job, done: int, listener: Listener) -> Path | None:
         """Steps `done` + 1 to the last; or, if a stop is wished for, to the checkpoint that is returned."""
         config, wishes, stream = self.config, self._wishes, job.batches()
-        recorder = Recorder(engine, listener)
+        recorder, step = Recorder(engine, listener, stream.steps_per_epoch), done
         for step in range(done + 1, job.steps + 1):
             batch, hyper = stream.at(step - 1), hyper_at(config, job.steps, step)
             recorder.add(step, hyper, batch, engine.train_step(batch, hyper, config.max_grad_norm))
+            if wishes.finish:
+                break
             due = config.save_steps and step % config.save_steps == 0
             if step < job.steps and (wishes.stop or wishes.save or due):
                 recorder.finish()
@@ -100,9 +122,19 @@ class Trainer:
                 wishes.save = False
                 recorder.resume()
         recorder.finish()
+        wishes.finish = False
         save(engine, job, config.output_dir)
-        listener.saved(job.steps, config.output_dir)
+        listener.saved(step, config.output_dir)
         return None
+
+
+def _listening_callbacks(callbacks: Sequence[Callback], job: Job, wishes: Wishes) -> list[Listener]:
+    """What tells the callbacks; nothing is built for none."""
+    if not callbacks:
+        return []
+    config = job.config
+    model = build_on_meta(job.model_config, None, config.trust_remote_code)
+    return [HuggingFaceListener(callbacks, wishes, model, load_tokenizer(job.model_path, config))]
 
 
 def run_record(job: Job) -> RunRecord:

@@ -186,3 +186,29 @@ def test_steps_of_unpacked_epochs():
 def test_packed_order_is_the_same_in_every_version():
     """As above: a resumed run goes on with the rows it began with."""
     assert packed_stream(count=12).at(1).indices == (4, 8, 10, 0, 1, 11)
+
+
+def test_a_batch_from_tensors_is_the_batch_of_the_records():
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
+    labels = torch.tensor([[-100, 6, 7, 8], [9, 10, -100, -100]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    batch = Batch.from_tensors(ids, labels, mask)
+    assert batch.input_ids.tolist() == ids.tolist() and batch.lengths == (4, 2)
+    assert batch.targets.tolist() == [[6, 7, 8, -100], [10, -100, -100, -100]]
+    lists = Batch.from_tensors([[5, 6, 7, 8], [9, 10]], [[-100, 6, 7, 8], [9, 10]])
+    assert lists.targets.tolist() == batch.targets.tolist() and lists.lengths == batch.lengths
+    assert Batch.from_tensors(ids[:1]).targets.tolist() == [[6, 7, 8, -100]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "mask", "complaint"),
+    [
+        ([[1, 2]], None, "shape of input_ids"),
+        ([[1, 2, 3]], torch.tensor([[0, 1, 1]]), "on the right"),
+        ([[1, -100, -100]], None, "no token is trained"),
+        ([[1, 2, 3]], torch.tensor([[1, 1, 1], [1, 1, 1]]), "shape of input_ids"),
+    ],
+)
+def test_what_is_no_batch_is_refused(labels: list[list[int]], mask: torch.Tensor | None, complaint: str):
+    with pytest.raises(ValueError, match=complaint):
+        Batch.from_tensors([[1, 2, 3]], labels, mask)

@@ -23,8 +23,8 @@ from slideformer.plan.sizes import Sizes
 DEVICE = "cuda"
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
-# One for each kind: dense, tied, soft-caps and windows, learned positions, ALiBi, parallel blocks, experts, experts with
-# sinks, latent attention with shared experts, linear attention, chunked attention, state space.
+# One for each kind: dense, tied, soft-caps and windows, learned positions, ALiBi, parallel blocks, experts, sinks with
+# experts, latent attention with shared experts, linear attention, chunked attention, state space.
 TYPES = [
     "llama", "qwen3", "gemma2", "gpt2", "bloom", "gpt_neox", "mixtral", "gpt_oss", "deepseek_v3", "qwen3_next",
     "llama4_text", "falcon_h1",

@@ -37,6 +37,32 @@ class Batch:
     indices: tuple[int, ...]
     documents: tuple[tuple[int, ...], ...] | None = None
 
+    @staticmethod
+    def from_tensors(
+        input_ids: "Tensor | Sequence[Sequence[int]]",
+        labels: "Tensor | Sequence[Sequence[int]] | None" = None,
+        attention_mask: Tensor | None = None,
+    ) -> "Batch":
+        """A batch in Hugging Face's convention: labels stand at their own token, and are shifted here.
+
+        Args:
+            input_ids: [B, T], or B lists of different lengths.
+            labels: of the same shape, -100 where nothing is trained; None trains on every token.
+            attention_mask: [B, T], 0 on padding, which must be on the right; None: nothing is padding.
+
+        Raises:
+            ValueError: shapes differ, padding is not on the right, or nothing is trained.
+        """
+        labels = input_ids if labels is None else labels
+        lengths = [len(row) for row in input_ids] if attention_mask is None else _lengths(attention_mask)
+        if [len(row) for row in labels] != [len(row) for row in input_ids] or len(lengths) != len(input_ids):
+            raise ValueError("labels and attention_mask must have the shape of input_ids")
+        rows = zip(input_ids, labels, lengths, strict=True)
+        batch = collate([Example(i, *_int32(ids, own, length)) for i, (ids, own, length) in enumerate(rows)], 0)
+        if not batch.trained_tokens:
+            raise ValueError("no token is trained: every label but the first of a sequence is -100")
+        return batch
+
     @property
     def tokens(self) -> int:
         """Tokens of all rows without padding."""
@@ -105,6 +131,17 @@ def collate_packed(rows: Sequence[Sequence[Example]], pad_id: int) -> Batch:
             labels[start : end - 1] = example.labels[1:]
             start = end
     return Batch(input_ids, targets, lengths, tuple(example.index for row in rows for example in row), documents)
+
+
+def _lengths(attention_mask: Tensor) -> list[int]:
+    lengths = attention_mask.sum(dim=1).tolist()
+    if any(not row[:length].all() for row, length in zip(attention_mask, lengths, strict=True)):
+        raise ValueError("attention_mask: padding must be on the right of each sequence")
+    return lengths
+
+
+def _int32(ids: "Tensor | Sequence[int]", labels: "Tensor | Sequence[int]", length: int) -> list[Tensor]:
+    return [torch.as_tensor(values)[:length].to(torch.int32) for values in (ids, labels)]
 
 
 class BatchStream:

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from slideformer.data.batches import Batch
 from slideformer.engine import diagnose, evaluate
+from slideformer.engine.custom_loss import TokenLoss, head_passes
 from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, UNUSED, Machinery, StepResult
 from slideformer.engine.step import train_step
 from slideformer.errors import EngineFailed
@@ -17,9 +20,14 @@ from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.threads import cpu_threads
+from slideformer.plan.planner import Workload
 from slideformer.plan.sizes import Sizes
 from slideformer.storage.checkpoint import UnitState
 from slideformer.streams import Lanes, lanes_for
+from slideformer.units import parse_bytes
+
+if TYPE_CHECKING:
+    from slideformer.engine.pretrained import Origin
 
 
 class Engine:
@@ -32,6 +40,9 @@ class Engine:
         lanes: by default those of the decoder's device.
         threads: of the CPU optimizer; by default all that this process may use, and beside an accelerator two fewer,
             for the threads that keep it busy.
+
+    Attributes:
+        origin: the model's directory and the plan, of an engine made by `from_pretrained`.
 
     The weights are zero until `load`; `close` (or leaving the `with` block) frees pinned memory and the worker.
     """
@@ -54,22 +65,99 @@ class Engine:
             unit: LayerState(unit, layout, self.allocator, pin_lo, threads) for unit, layout in layouts(decoder).items()
         }
         self._machinery = Machinery(decoder, self.lanes, self.allocator, self.states, sizes, dtype)
+        self.origin: Origin | None = None
         self._failure: BaseException | None = None
         self._pending: StepResult | None = None
 
-    def train_step(self, batch: Batch, hyper: AdamWStep, max_norm: float | None = None) -> StepResult:
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        batch_size: int,
+        max_length: int,
+        clipping: bool = True,
+        gpu_budget: str | int | None = None,
+        host_budget: str | int | None = None,
+        micro_batch_size: int | None = None,
+        window_depth: int | None = None,
+        device: Literal["auto", "cuda", "cpu"] = "auto",
+        compute_dtype: Literal["auto", "bf16", "fp32"] = "auto",
+        kernels: Literal["auto", "liger", "torch"] = "auto",
+        attn_implementation: str | None = None,
+        trust_remote_code: bool = False,
+        parity_check: bool = True,
+    ) -> "Engine":
+        """Plan for a model, build the engine, load the weights: ready for `train_step`.
+
+        Args:
+            model: a Hugging Face model directory or hub id.
+            batch_size, max_length: the most sequences of a step, and the most tokens of a sequence.
+            clipping: whether `max_norm` will be used; without, gradients need not wait in host memory.
+            gpu_budget, host_budget: bytes, or "8GiB"; None: what is free.
+            micro_batch_size, window_depth: as the settings of these names; None: chosen.
+            device: "auto", "cuda" (which includes ROCm) or "cpu".
+            compute_dtype: "auto" (bf16 on an accelerator, else fp32), "bf16" or "fp32".
+            kernels: "auto", "liger" or "torch".
+            attn_implementation: transformers' name of it; None: its choice for the model.
+            trust_remote_code: run Python code that comes with the model.
+            parity_check: train a tiny copy of the model both ways first.
+
+        Raises:
+            DoesNotFit: with what would fit.
+            UnsupportedModel, WeightsError, ConfigError: why the model cannot be trained or read.
+        """
+        from slideformer.engine.pretrained import load_engine  # it measures with parts of this module
+
+        return load_engine(
+            cls,
+            str(model),
+            Workload(batch_size, max_length, clipping, micro_batch_size, window_depth),
+            gpu_budget_bytes=None if gpu_budget is None else parse_bytes(gpu_budget),
+            host_budget_bytes=None if host_budget is None else parse_bytes(host_budget),
+            device=device,
+            compute_dtype=compute_dtype,
+            kernels=kernels,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            parity_check=parity_check,
+        )
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write a Hugging Face model directory in the compute dtype, with the tokenizer of `from_pretrained`'s model.
+
+        A model that is there already stays whole until the new one is.
+        """
+        from slideformer.engine.pretrained import save_engine
+
+        save_engine(self, Path(directory))
+
+    def train_step(
+        self,
+        batch: Batch,
+        hyper: AdamWStep,
+        max_norm: float | None = None,
+        *,
+        loss: TokenLoss | None = None,
+        extra: Mapping[str, Tensor] | None = None,
+    ) -> StepResult:
         """One optimizer step; returns while its last updates still run.
 
         Args:
             batch: at most the sequences, of at most the length, that `sizes` names.
             hyper: AdamW's settings, with the step counted from 1.
             max_norm: clip the gradient's norm to this, exactly; None leaves it alone.
+            loss: called with each `TokenChunk` of trained tokens in turn, returns what it adds to the step's loss: a
+                scalar tensor that depends on the chunk's logits or hidden states. None is the mean cross-entropy. Its
+                own memory is not part of the plan.
+            extra: per-token tensors for `loss`, name -> [B, T, ...]; entry [b, t] belongs to the prediction that is
+                made at token t, as `logits[b, t]` does in Hugging Face models.
 
         Raises:
             NonFinite: a gradient is NaN or infinite; names the step and the layer.
             WorkerFailed: the update of a layer failed; names it.
             EngineFailed: an earlier step failed.
-            ValueError: the batch, or clipping, needs more than `sizes` gives.
+            ValueError: the batch, or clipping, needs more than `sizes` gives; `loss` or `extra` is not as it should be.
         """
         self._refuse_after_failure()
         self._check_size(batch)
@@ -78,7 +166,8 @@ class Engine:
             raise ValueError(f"clipping keeps the gradients of {blocks} blocks at once; the engine has {slots} slots")
         with self._final_if_it_fails(), preferred_attention(self.lanes.device):
             micro_batches = batch.split(self.sizes.micro_batch_size)
-            self._pending = train_step(self._machinery, micro_batches, hyper, max_norm)
+            passes = head_passes(loss, extra or {}, micro_batches, self.lanes.device)
+            self._pending = train_step(self._machinery, micro_batches, hyper, max_norm, passes)
         return self._pending
 
     def drain(self) -> None:

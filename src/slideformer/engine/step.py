@@ -2,12 +2,15 @@
 
 from slideformer.data.batches import Batch
 from slideformer.engine import compute
+from slideformer.engine.custom_loss import HeadPass
 from slideformer.engine.machinery import Machinery, StepResult
 from slideformer.engine.tape import Tape
 from slideformer.optim.adamw import AdamWStep
 
 
-def train_step(e: Machinery, micro_batches: list[Batch], hyper: AdamWStep, max_norm: float | None) -> StepResult:
+def train_step(
+    e: Machinery, micro_batches: list[Batch], hyper: AdamWStep, max_norm: float | None, head_passes: list[HeadPass]
+) -> StepResult:
     """One optimizer step over all micro-batches; returns while the last updates still run.
 
     Vertical: all micro-batches pass a layer before the window moves, so weights cross the link twice a step.
@@ -40,7 +43,7 @@ def train_step(e: Machinery, micro_batches: list[Batch], hyper: AdamWStep, max_n
     dxs = []
     for m, batch in enumerate(batches):
         shares = (result.trained_tokens, e.head_chunk, result.device_loss, d_shell)
-        dxs.append(run(compute.head_loss_and_gradient, decoder, head, d_head, shell, xs[m], batch, *shares))
+        dxs.append(run(head_passes[m], decoder, head, d_head, shell, xs[m], batch, *shares))
         xs[m] = None
     e.head.release()
     d_rows = e.submit_head(result, d_head, row_ids)

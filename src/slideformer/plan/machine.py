@@ -1,5 +1,6 @@
 """What this machine has to give: memory now free, within the limits of its container."""
 
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,12 @@ def free_host_bytes(root: Path = Path("/")) -> int:
         _room(cgroup / "memory/memory.limit_in_bytes", cgroup / "memory/memory.usage_in_bytes"),
     ]
     return min([available, *(room for room in limits if room is not None)])
+
+
+def resident_bytes() -> int:
+    """Host memory of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 def _room(limit: Path, used: Path) -> int | None:

@@ -1,0 +1,93 @@
+"""A model's directory -> an engine that is ready to train, and back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from slideformer.engine.measure import measure_work, model_sizes
+from slideformer.engine.parity import check_parity
+from slideformer.errors import ConfigError
+from slideformer.kernels.liger import apply_liger, choose_kernels
+from slideformer.models.architecture import Decoder, build_on_meta
+from slideformer.models.hub import read_config, resolve
+from slideformer.models.stream_in import stream_in
+from slideformer.models.stream_out import stream_out
+from slideformer.plan.machine import Machine, resident_bytes
+from slideformer.plan.planner import Plan, Workload, make_plan
+
+if TYPE_CHECKING:
+    from slideformer.engine.engine import Engine
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an engine's model came from.
+
+    Attributes:
+        path: the model's directory.
+        plan: what was planned for the engine.
+    """
+
+    path: Path
+    config: Any
+    plan: Plan
+    trust_remote_code: bool
+
+
+def device_and_dtype(device: str, compute_dtype: str) -> tuple[torch.device, torch.dtype]:
+    """The device ("auto", "cuda", "cpu") and the type that layers compute in ("auto", "bf16", "fp32").
+
+    Raises:
+        ConfigError: a GPU is asked for where there is none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise ConfigError("device: cuda, but PyTorch sees no GPU", "check the driver, or set device: cpu")
+    chosen = torch.device("cuda" if has_gpu and device != "cpu" else "cpu")
+    if compute_dtype == "auto":
+        return chosen, torch.float32 if chosen.type == "cpu" else torch.bfloat16
+    return chosen, DTYPES[compute_dtype]
+
+
+def load_engine(
+    kind: "type[Engine]",
+    model: str,
+    workload: Workload,
+    *,
+    gpu_budget_bytes: int | None,
+    host_budget_bytes: int | None,
+    device: Literal["auto", "cuda", "cpu"],
+    compute_dtype: Literal["auto", "bf16", "fp32"],
+    kernels: Literal["auto", "liger", "torch"],
+    attn_implementation: str | None,
+    trust_remote_code: bool,
+    parity_check: bool,
+) -> "Engine":
+    """What `Engine.from_pretrained` does."""
+    where, dtype = device_and_dtype(device, compute_dtype)
+    path = resolve(model, trust_remote_code)
+    config = read_config(path, trust_remote_code)
+    customize = apply_liger if choose_kernels(kernels, where.type) == "liger" else None
+    decoder = Decoder(config, where, attn_implementation, customize, trust_remote_code)
+    machine, work = Machine.measure(where), measure_work(decoder, workload.max_length, dtype)
+    host, gpu = host_budget_bytes or machine.host_bytes, machine.allocatable_bytes(gpu_budget_bytes)
+    plan = make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, process_bytes=resident_bytes())
+    if parity_check:
+        check_parity(config, trust_remote_code)
+    engine = kind(decoder, plan.sizes, dtype)
+    engine.origin = Origin(path, config, plan, trust_remote_code)
+    engine.load(stream_in(path, build_on_meta(config, None, trust_remote_code), engine.parameter_groups()))
+    return engine
+
+
+def save_engine(engine: "Engine", directory: Path) -> None:
+    """What `Engine.save_pretrained` does."""
+    origin = engine.origin
+    config = origin.config if origin else engine.decoder.config
+    model = build_on_meta(config, None, bool(origin and origin.trust_remote_code))
+    weights = engine.weights(engine.dtype)
+    stream_out(directory, model, config, weights, dtype=engine.dtype, tokenizer_from=origin.path if origin else None)
