@@ -58,7 +58,7 @@ class Training:
                     first = results.pop(0)
                     seen += [first.loss, first.grad_norm]
                 if step == 2 and not self.late:
-                    seen.append(engine.evaluate(batch_at(SHORT, 4, 0)))
+                    seen.append(engine.evaluate([batch_at(SHORT, 4, k) for k in range(2)]).loss)
             return {"seen": torch.tensor(seen, dtype=torch.float64), **states_of(engine)}
 
 

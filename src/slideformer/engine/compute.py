@@ -126,19 +126,12 @@ def head_loss_and_gradient(
     return dx.view_as(x)
 
 
-def head_loss(
-    decoder: Decoder,
-    weight: Tensor,
-    shell: Weights,
-    x: Tensor,
-    batch: MicroBatch,
-    trained_tokens: int,
-    chunk: int,
-    loss: Tensor,
+def add_head_loss(
+    decoder: Decoder, weight: Tensor, shell: Weights, x: Tensor, batch: MicroBatch, chunk: int, total: Tensor
 ) -> None:
-    """The loss alone, added to `loss`."""
+    """Add the negative log-likelihood of the micro-batch's trained tokens to `total` (fp64 scalar)."""
     flat = x.flatten(0, -2)
     with torch.no_grad():
         for positions, targets in zip(batch.positions.split(chunk), batch.targets.split(chunk), strict=True):
             logits = decoder.logits(flat.index_select(0, positions).unsqueeze(1), weight, None, shell).flatten(0, 1)
-            loss.add_(cross_entropy(logits, targets, 1.0 / trained_tokens)[0])
+            total.add_(cross_entropy(logits, targets, 1.0)[0])

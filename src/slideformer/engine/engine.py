@@ -1,13 +1,14 @@
 """The engine: builds the parts, owns them, and closes them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from slideformer.data.batches import Batch
-from slideformer.engine import diagnose, evaluate
+from slideformer.engine import diagnose
+from slideformer.engine.evaluate import Evaluation, evaluate
 from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, Machinery, StepResult
 from slideformer.engine.step import train_step
 from slideformer.errors import EngineFailed
@@ -88,12 +89,17 @@ class Engine:
             with self._final_if_it_fails():
                 self._machinery.updates.wait_done(self._pending.pending)
 
-    def evaluate(self, batch: Batch) -> float:
-        """Mean negative log-likelihood of a batch's trained tokens, forward only; leaves no trace on training."""
-        self._check_size(batch)
+    def evaluate(self, batches: Sequence[Batch]) -> Evaluation:
+        """The loss over the trained tokens of all batches, forward only; leaves no trace on training.
+
+        Args:
+            batches: at least one; each of at most the sequences, of at most the length, that `sizes` names.
+        """
+        for batch in batches:
+            self._check_size(batch)
         self.drain()
         with self._final_if_it_fails(), preferred_attention(self.lanes.device):
-            return evaluate.loss(self._machinery, batch.split(self.sizes.micro_batch_size))
+            return evaluate(self._machinery, [batch.split(self.sizes.micro_batch_size) for batch in batches])
 
     def find_non_finite(self, batch: Batch) -> str:
         """Where a batch's forward, or the weights, first stop being finite, in words; for a step that failed."""

@@ -187,7 +187,7 @@ class Decoder:
                 module.train()
 
     def _seed(self, seed: int) -> None:
-        if self.has_dropout:
+        if self.has_dropout and self.model.training:  # evaluation draws nothing, and leaves the generator alone
             torch.manual_seed(seed)  # a recomputed forward draws the mask of the first
 
 
