@@ -11,8 +11,9 @@ import torch
 from rich.console import Console
 
 from slideformer.config import Config
-from slideformer.data.batches import BatchStream
-from slideformer.data.examples import fingerprint
+from slideformer.data.batches import Batch, BatchStream
+from slideformer.data.examples import Examples, fingerprint
+from slideformer.data.held_out import hold_out, longest_first
 from slideformer.data.load import Encoding, LoadedData, apply_chat_template, load_data
 from slideformer.data.show import show
 from slideformer.engine.measure import measure_work, model_sizes
@@ -33,13 +34,18 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Job:
-    """Everything known before memory is taken: what `plan` shows and `train` runs."""
+    """Everything known before memory is taken: what `plan` shows and `train` runs.
+
+    Attributes:
+        held_out: what is evaluated on, the longest first; None: nothing.
+    """
 
     config: Config
     model_path: Path
     model_config: Any
+    tokenizer: Any
     data: LoadedData
-    pad_id: int
+    held_out: Examples | None
     decoder: Decoder
     dtype: torch.dtype
     kernels: str
@@ -58,9 +64,16 @@ class Job:
             config.batch_size,
             shuffle=config.data.shuffle,
             seed=config.seed,
-            pad_id=self.pad_id,
+            pad_id=pad_id_of(self.tokenizer),
             mixture=data.mixture,
         )
+
+    def held_out_batches(self) -> list[Batch]:
+        """All held-out examples once, in batches of the size of a step."""
+        assert self.held_out is not None
+        size = self.plan.sizes.micro_batch_size * self.plan.sizes.micro_batches
+        stream = BatchStream(self.held_out, size, shuffle=False, seed=0, pad_id=pad_id_of(self.tokenizer))
+        return [stream.at(k) for k in range(stream.steps_per_epoch)]
 
     def data_record(self) -> dict[str, Any]:
         """What the run trains on, for its record: sources, counts, and how long the records are."""
@@ -103,10 +116,12 @@ def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
     attention = config.attn_implementation
     customize = apply_liger if kernels == "liger" else None
     decoder = Decoder(model_config, device, attention, customize, config.trust_remote_code)
-    data, pad_id = read_data(config, path, decoder.vocabulary)
+    tokenizer = load_tokenizer(path, config)
+    data, held_out = read_data(config, tokenizer, decoder.vocabulary)
+    longest = max(int(examples.lengths.max()) for examples in (data.examples, held_out) if examples is not None)
     machine = Machine.measure(decoder.device)
-    plan = _plan(config, decoder, dtype, machine, int(data.examples.lengths.max()), micro_batch_size)
-    return Job(config, path, model_config, data, pad_id, decoder, dtype, kernels, machine, plan)
+    plan = _plan(config, decoder, dtype, machine, longest, micro_batch_size)
+    return Job(config, path, model_config, tokenizer, data, held_out, decoder, dtype, kernels, machine, plan)
 
 
 def plan_for(config: Config) -> Plan:
@@ -118,10 +133,11 @@ def show_data(config: Config, samples: int) -> None:
     """Print what the run would train on, to standard output."""
     path = resolve(config.model, config.trust_remote_code)
     model_config = read_config(path, config.trust_remote_code)
-    data, _ = read_data(config, path, model_config.get_text_config().vocab_size)
+    tokenizer = load_tokenizer(path, config)
+    data, _ = read_data(config, tokenizer, model_config.get_text_config().vocab_size)
     show(
         data,
-        load_tokenizer(path, config),
+        tokenizer,
         names=[str(source.path) for source in config.data.all_sources()],
         max_length=config.max_length,
         samples=samples,
@@ -129,14 +145,22 @@ def show_data(config: Config, samples: int) -> None:
     )
 
 
-def read_data(config: Config, model_path: Path, vocabulary: int) -> tuple[LoadedData, int]:
-    """The examples to train on, and the id that pads them."""
-    tokenizer = load_tokenizer(model_path, config)
+def read_data(config: Config, tokenizer: Any, vocabulary: int) -> tuple[LoadedData, Examples | None]:
+    """The examples to train on, and those to evaluate on."""
     encoding = Encoding(
         config.max_length, config.too_long, vocabulary, config.data.train_on, config.data.cache_dir
     )  # fmt: skip
-    data = load_data(config.data.all_sources(), tokenizer, encoding)
-    return data, (tokenizer.pad_token_id or 0) if tokenizer else 0
+    data, held_out = load_data(config.data.all_sources(), tokenizer, encoding), None
+    if config.eval_size:
+        data, held_out = hold_out(data, config.eval_size, config.seed)
+    elif sources := config.eval_data.all_sources():
+        held_out = load_data(sources, tokenizer, encoding).examples
+    return data, None if held_out is None else longest_first(held_out)
+
+
+def pad_id_of(tokenizer: Any) -> int:
+    """The token id that fills a batch up; it is never trained."""
+    return (tokenizer.pad_token_id or 0) if tokenizer else 0
 
 
 def load_tokenizer(model_path: Path, config: Config) -> Any:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from slideformer.events import Listener
-from slideformer.metrics import RunRecord, StepStats
+from slideformer.metrics import EvalStats, RunRecord, StepStats
 from slideformer.units import format_bytes, format_seconds
 
 RECENT_STEPS = 20  # the time left follows the last steps: the first ones warm up
@@ -40,6 +40,11 @@ class ProgressLine(Listener):
             self._live.update(self._task, completed=stats.step, summary=self._summary(stats))
         elif stats.step % self._logging_steps == 0 or stats.step == self._total_steps:
             self._console.print(f"step {stats.step}/{self._total_steps}  {self._summary(stats)}", soft_wrap=True)
+
+    def evaluated(self, stats: EvalStats) -> None:
+        found = f"held-out loss {stats.loss:.4f}  perplexity {stats.perplexity:.4g}"
+        took = f"{stats.tokens:,} tokens in {format_seconds(stats.seconds)}"
+        self._console.print(f"step {stats.step}/{self._total_steps}  {found}  {took}", soft_wrap=True, highlight=False)
 
     def _summary(self, stats: StepStats) -> str:
         seconds_a_step = sum(self._recent_seconds) / len(self._recent_seconds)

@@ -32,10 +32,10 @@ class ForwardMachinery(Protocol):
 
 
 class Passes:
-    """The blocks' weights for any number of forward passes; also holds the head and the shell until the last is over.
+    """The blocks' weights for any number of forward passes, and the head and the shell until the last is over.
 
-    Of n blocks and D < n slots, the first D - 2 blocks stay where they are and the others take turns in the two slots that
-    are left, so n - D + 2 blocks cross the link in a pass. With D = n none does. (Letting go of what was used longest
+    Of n blocks and D < n slots, the first D - 2 blocks stay where they are and the others take turns in the two slots
+    left, so n - D + 2 blocks cross the link in a pass. With D = n none does. (Letting go of what was used longest
     ago, as a training step does, would bring all n in every pass: forward never turns around.)
     """
 
