@@ -99,7 +99,8 @@ class Engine:
             self._check_size(batch)
         self.drain()
         with self._final_if_it_fails(), preferred_attention(self.lanes.device):
-            return evaluate(self._machinery, [batch.split(self.sizes.micro_batch_size) for batch in batches])
+            split = [batch.split(self.sizes.micro_batch_size) for batch in batches]
+            return evaluate(self._machinery, split, self.sizes.head_chunk)
 
     def find_non_finite(self, batch: Batch) -> str:
         """Where a batch's forward, or the weights, first stop being finite, in words; for a step that failed."""

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from slideformer.data.batches import Batch
 from slideformer.engine import compute
@@ -19,22 +19,30 @@ class Evaluation:
     tokens: int
 
 
-def evaluate(e: ForwardMachinery, batches: Sequence[list[Batch]]) -> Evaluation:
+def evaluate(e: ForwardMachinery, batches: Sequence[list[Batch]], head_chunk: int) -> Evaluation:
     """The loss over all batches (lists of micro-batches), without dropout; the host waits once, at the end.
 
     Summed in fp64 over tokens, so that how they were split into batches decides nothing but rounding.
+
+    Args:
+        head_chunk: tokens whose logits exist at once.
     """
-    total = torch.empty((), dtype=torch.float64, device=e.lanes.device)
-    e.lanes.compute.run(total.zero_)
+    run, total = e.lanes.compute.run, torch.empty((), dtype=torch.float64, device=e.lanes.device)
+    run(total.zero_)
     with e.decoder.without_dropout(), Passes(e) as passes:
         for k, micro_batches in enumerate(batches):
-            _add_loss(e, passes, micro_batches, k + 1 < len(batches), total)
+            entered, xs = _last_hidden(e, passes, micro_batches, more=k + 1 < len(batches))
+            for batch, x in zip(entered, xs, strict=True):
+                run(compute.add_head_loss, e.decoder, passes.head, passes.shell, x, batch, head_chunk, total)
         e.lanes.compute.record().wait()
     tokens = sum(micro_batch.trained_tokens for batch in batches for micro_batch in batch)
     return Evaluation(float(total) / tokens, tokens)
 
 
-def _add_loss(e: ForwardMachinery, passes: Passes, micro_batches: list[Batch], more: bool, total: Tensor) -> None:
+def _last_hidden(
+    e: ForwardMachinery, passes: Passes, micro_batches: list[Batch], more: bool
+) -> tuple[list[compute.MicroBatch], list[Any]]:
+    """The micro-batches on the device, and their hidden states [b, t, hidden] behind the last block."""
     run, decoder = e.lanes.compute.run, e.decoder
     batches, rows, _ = e.feed(micro_batches, seed=0)
     inputs = [run(compute.enter, decoder, batch, rows, passes.shell) for batch in batches]
@@ -42,5 +50,4 @@ def _add_loss(e: ForwardMachinery, passes: Passes, micro_batches: list[Batch], m
     for i, weights in passes.blocks(more):
         for m, batch in enumerate(batches):
             xs[m] = run(compute.block_forward, decoder, i, weights, xs[m], inputs[m], batch)
-    for m, batch in enumerate(batches):
-        run(compute.add_head_loss, decoder, passes.head, passes.shell, xs[m], batch, e.head_chunk, total)
+    return batches, xs

@@ -22,7 +22,6 @@ class ForwardMachinery(Protocol):
     lanes: Lanes
     window: LayerWindow
     head: HeadWeight
-    head_chunk: int
 
     def feed(self, micro_batches: list[Batch], seed: int) -> tuple[list[MicroBatch], Tensor, Tensor]: ...
 

@@ -1,6 +1,7 @@
 """The parts of a running engine, wired together, and the few named moves a step makes with them."""
 
 from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -155,16 +156,9 @@ class Machinery:
     def feed(self, micro_batches: list[Batch], seed: int) -> tuple[list[MicroBatch], Tensor, Tensor]:
         """Token ids and the embedding rows they use, on the device: (micro-batches, rows [u, width], row ids [u])."""
         self.updates.wait_fresh(EMBEDDING)
-        rows, row_of = self.table.gather(torch.cat([batch.input_ids.flatten() for batch in micro_batches]))
-        pieces = [self.table.row_ids]
-        for batch, of in zip(micro_batches, row_of.split([b.input_ids.numel() for b in micro_batches]), strict=True):
-            positions = (batch.targets.flatten() != IGNORED).nonzero().flatten()
-            targets = batch.targets.flatten()[positions]
-            pieces += [batch.input_ids, of.view(batch.input_ids.shape), positions, targets]
-        row_ids, *sent = self._token_feed.send(pieces)
-        seeds = [(seed * self.sizes.micro_batches + m) * (self.decoder.depth + 1) for m in range(len(micro_batches))]
-        pieces_of_each = zip(sent[0::4], sent[1::4], sent[2::4], sent[3::4], seeds, strict=True)
-        return [MicroBatch(*given) for given in pieces_of_each], rows, row_ids
+        depth = self.decoder.depth
+        seeds = [(seed * self.sizes.micro_batches + m) * (depth + 1) for m in range(len(micro_batches))]
+        return send_batches(micro_batches, seeds, self.table, self._token_feed)
 
     def hidden_shape(self, batch: MicroBatch) -> torch.Size:
         return torch.Size((*batch.input_ids.shape, self.decoder.hidden))
@@ -234,3 +228,27 @@ class Machinery:
 
     def _index(self, unit: str) -> int:
         return list(self.states).index(unit)
+
+
+class HasRows(Protocol):
+    """An embedding whose rows can be sent to the device."""
+
+    @property
+    def row_ids(self) -> Tensor: ...
+
+    def gather(self, token_ids: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+def send_batches(
+    micro_batches: list[Batch], seeds: list[int], table: HasRows, token_feed: TokenFeed
+) -> tuple[list[MicroBatch], Tensor, Tensor]:
+    """Micro-batches on the device, the embedding rows they use [u, width] and those rows' ids [u]."""
+    rows, row_of = table.gather(torch.cat([batch.input_ids.flatten() for batch in micro_batches]))
+    pieces = [table.row_ids]
+    for batch, of in zip(micro_batches, row_of.split([b.input_ids.numel() for b in micro_batches]), strict=True):
+        positions = (batch.targets.flatten() != IGNORED).nonzero().flatten()
+        targets = batch.targets.flatten()[positions]
+        pieces += [batch.input_ids, of.view(batch.input_ids.shape), positions, targets]
+    row_ids, *sent = token_feed.send(pieces)
+    pieces_of_each = zip(sent[0::4], sent[1::4], sent[2::4], sent[3::4], seeds, strict=True)
+    return [MicroBatch(*given) for given in pieces_of_each], rows, row_ids
