@@ -135,3 +135,9 @@ def add_head_loss(
         for positions, targets in zip(batch.positions.split(chunk), batch.targets.split(chunk), strict=True):
             logits = decoder.logits(flat.index_select(0, positions).unsqueeze(1), weight, None, shell).flatten(0, 1)
             total.add_(cross_entropy(logits, targets, 1.0)[0])
+
+
+def next_logits(decoder: Decoder, weight: Tensor, shell: Weights, last: Tensor, out: Tensor) -> None:
+    """Logits of hidden states [b, 1, hidden] behind the last block, to `out` (fp32 [b, vocabulary])."""
+    with torch.no_grad():
+        out.copy_(decoder.logits(last, weight, None, shell).flatten(0, 1))

@@ -9,13 +9,16 @@ from torch import Tensor
 from slideformer.data.batches import Batch
 from slideformer.engine import diagnose
 from slideformer.engine.evaluate import Evaluation, evaluate
+from slideformer.engine.generate import Batching, OnToken, generate
 from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, Machinery, StepResult
+from slideformer.engine.sampling import Decoding
 from slideformer.engine.step import train_step
 from slideformer.errors import EngineFailed
 from slideformer.kernels.attention import preferred_attention
 from slideformer.layout import FlatLayout
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.models.architecture import Decoder
+from slideformer.models.caching import keeps_keys_and_values
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.threads import cpu_threads
 from slideformer.plan.sizes import Sizes
@@ -101,6 +104,24 @@ class Engine:
         with self._final_if_it_fails(), preferred_attention(self.lanes.device):
             split = [batch.split(self.sizes.micro_batch_size) for batch in batches]
             return evaluate(self._machinery, split, self.sizes.head_chunk)
+
+    def generate(
+        self, prompts: Sequence[list[int]], decoding: Decoding, on_token: OnToken | None = None
+    ) -> list[list[int]]:
+        """Answers to prompts (token ids), through the window; leaves no trace on training.
+
+        Args:
+            prompts: none empty, each of at most `sizes.max_length` tokens.
+            on_token: told of (number of the prompt, token) as soon as it is chosen.
+        """
+        cached = keeps_keys_and_values(self.decoder)
+        longest = max(map(len, prompts)) + (0 if cached else decoding.max_new_tokens)
+        if longest > self.sizes.max_length:
+            raise ValueError(f"generation over {longest} tokens; the engine is built for {self.sizes.max_length}")
+        self.drain()
+        batching = Batching(self.sizes.micro_batch_size, self.sizes.micro_batches, cached)
+        with self._final_if_it_fails(), preferred_attention(self.lanes.device):
+            return generate(self._machinery, prompts, decoding, batching, on_token)
 
     def find_non_finite(self, batch: Batch) -> str:
         """Where a batch's forward, or the weights, first stop being finite, in words; for a step that failed."""

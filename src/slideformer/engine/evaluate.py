@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -31,23 +30,9 @@ def evaluate(e: ForwardMachinery, batches: Sequence[list[Batch]], head_chunk: in
     run(total.zero_)
     with e.decoder.without_dropout(), Passes(e) as passes:
         for k, micro_batches in enumerate(batches):
-            entered, xs = _last_hidden(e, passes, micro_batches, more=k + 1 < len(batches))
-            for batch, x in zip(entered, xs, strict=True):
+            enters = [compute.enter] * len(micro_batches)
+            for batch, x in zip(*passes.hidden(micro_batches, enters, more=k + 1 < len(batches)), strict=True):
                 run(compute.add_head_loss, e.decoder, passes.head, passes.shell, x, batch, head_chunk, total)
         e.lanes.compute.record().wait()
     tokens = sum(micro_batch.trained_tokens for batch in batches for micro_batch in batch)
     return Evaluation(float(total) / tokens, tokens)
-
-
-def _last_hidden(
-    e: ForwardMachinery, passes: Passes, micro_batches: list[Batch], more: bool
-) -> tuple[list[compute.MicroBatch], list[Any]]:
-    """The micro-batches on the device, and their hidden states [b, t, hidden] behind the last block."""
-    run, decoder = e.lanes.compute.run, e.decoder
-    batches, rows, _ = e.feed(micro_batches, seed=0)
-    inputs = [run(compute.enter, decoder, batch, rows, passes.shell) for batch in batches]
-    xs = [run(compute.hidden_of, entered) for entered in inputs]
-    for i, weights in passes.blocks(more):
-        for m, batch in enumerate(batches):
-            xs[m] = run(compute.block_forward, decoder, i, weights, xs[m], inputs[m], batch)
-    return batches, xs

@@ -1,16 +1,20 @@
 """Forward passes one behind the other, for evaluation and generation: some blocks stay, the others slide."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from slideformer.data.batches import Batch
+from slideformer.engine import compute
 from slideformer.engine.compute import MicroBatch, Weights
 from slideformer.memory.head import HeadWeight
 from slideformer.memory.window import LayerWindow
 from slideformer.models.architecture import Decoder
+from slideformer.models.stand_ins import DecoderInputs
 from slideformer.streams import Lanes
+
+Enter = Callable[[Decoder, MicroBatch, Tensor, Weights], DecoderInputs]
 
 STREAMING_SLOTS = 2  # one block computes, the next one arrives
 
@@ -74,6 +78,24 @@ class Passes:
                     self._fetch(following)
                 elif more:
                     self._fetch(self._kept + following - self._blocks)
+
+    def hidden(
+        self, micro_batches: list[Batch], enters: Sequence[Enter], more: bool
+    ) -> tuple[list[MicroBatch], list[Any]]:
+        """One pass: the micro-batches on the device, and their hidden states [b, t, hidden] behind the last block.
+
+        Args:
+            enters: how each of them enters the blocks.
+            more: as of `blocks`.
+        """
+        run, decoder = self._e.lanes.compute.run, self._e.decoder
+        batches, rows, _ = self._e.feed(micro_batches, seed=0)
+        inputs = [run(enter, decoder, b, rows, self.shell) for enter, b in zip(enters, batches, strict=True)]
+        xs = [run(compute.hidden_of, entered) for entered in inputs]
+        for i, weights in self.blocks(more):
+            for m, batch in enumerate(batches):
+                xs[m] = run(compute.block_forward, decoder, i, weights, xs[m], inputs[m], batch)
+        return batches, xs
 
     def _fetch(self, i: int) -> None:
         self._e.window.fetch(i)

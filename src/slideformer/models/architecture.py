@@ -9,6 +9,7 @@ slot holds its weights.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -130,7 +131,9 @@ class Decoder:
 
     # ---- the three parts of a forward pass
 
-    def enter(self, input_ids: Tensor, rows: Tensor, row_of: Tensor, shell: Weights, seed: int) -> DecoderInputs:
+    def enter(
+        self, input_ids: Tensor, rows: Tensor, row_of: Tensor, shell: Weights, seed: int, **arguments: Any
+    ) -> DecoderInputs:
         """Embed tokens and collect what each block is called with, by the model's own forward.
 
         Args:
@@ -138,12 +141,14 @@ class Decoder:
             rows: gathered embedding rows [u, hidden]; `row_of` [b, t] says which row each token uses.
             shell: parameters outside blocks.
             seed: draws the dropout masks.
+            arguments: further ones of the model's forward, such as masks, positions or a cache.
         """
+        given = {"input_ids": input_ids, "use_cache": False, **arguments}
         self._embedding.bind(rows, row_of)
         self._chain.start_recording()
         self._seed(seed)
         try:
-            functional_call(self.model, dict(shell), (), {"input_ids": input_ids, "use_cache": False})
+            functional_call(self.model, dict(shell), (), given)
         except StopForward:
             pass
         finally:
