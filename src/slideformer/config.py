@@ -138,6 +138,7 @@ class Config(Section):
     )
     sample_max_new_tokens: int = Field(default=128, ge=1, description="longest sample answer, in tokens")
     sample_temperature: float = Field(default=0.0, ge=0, description="temperature of sample answers; 0: greedy")
+    sample_raw: bool = Field(default=False, description="sample prompts are taken as they are, without chat template")
 
     compute_dtype: Literal["auto", "bf16", "fp32"] = Field(
         default="auto", description="type the layers compute in; auto: bf16 on an accelerator, fp32 on the CPU"

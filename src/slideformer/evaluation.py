@@ -8,7 +8,8 @@ from slideformer.best_model import BestModel
 from slideformer.engine.engine import Engine
 from slideformer.events import Listener, Wishes
 from slideformer.job import Job
-from slideformer.metrics import EvalStats
+from slideformer.metrics import EvalStats, Sample
+from slideformer.prompts import Prompts
 from slideformer.saving import save
 
 
@@ -63,12 +64,15 @@ class Interludes:
 
     def due(self, step: int) -> bool:
         """Whether anything is to be done after `step` steps."""
-        return self._evaluation_due(step)
+        return self._evaluation_due(step) or self._samples_due(step)
 
     def hold(self, step: int) -> None:
         """Do what is due; the engine must be drained."""
-        if self._evaluation_due(step):
+        evaluating, sampling = self._evaluation_due(step), self._samples_due(step)
+        if evaluating:
             self._evaluate(step)
+        if self._job.prompts and (sampling or self.enough):
+            self._answer(step, self._job.prompts)
         self._wishes.evaluate = False
 
     def _evaluation_due(self, step: int) -> bool:
@@ -78,6 +82,19 @@ class Interludes:
         if step == 0:
             return config.eval_on_start
         return self._wishes.evaluate or step == self._job.steps or _every(config.eval_steps, step)
+
+    def _samples_due(self, step: int) -> bool:
+        """At both ends, and in between with the evaluations unless at steps of their own."""
+        config = self._job.config
+        if self._job.prompts is None:
+            return False
+        if step in (0, self._job.steps):
+            return True
+        return _every(config.sample_steps, step) if config.sample_steps else self._evaluation_due(step)
+
+    def _answer(self, step: int, prompts: Prompts) -> None:
+        answers = zip(prompts.texts, prompts.answers(self._engine), strict=True)
+        self._listener.sampled([Sample(step, prompt, answer) for prompt, answer in answers])
 
     def _evaluate(self, step: int) -> None:
         config, started = self._job.config, time.perf_counter()

@@ -15,16 +15,22 @@ from slideformer.data.batches import Batch, BatchStream
 from slideformer.data.examples import Examples, fingerprint
 from slideformer.data.held_out import hold_out, longest_first
 from slideformer.data.load import Encoding, LoadedData, apply_chat_template, load_data
+from slideformer.data.prompts import read_prompts, stop_ids
 from slideformer.data.show import show
+from slideformer.engine.generate import pass_length
 from slideformer.engine.measure import measure_work, model_sizes
+from slideformer.engine.measure_inference import measure_keys_and_values
+from slideformer.engine.sampling import Decoding
 from slideformer.errors import ConfigError, DoesNotFit
 from slideformer.kernels.liger import apply_liger, choose_kernels
 from slideformer.models.architecture import Decoder
 from slideformer.models.hub import read_config, resolve
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.lr import learning_rate_at, total_steps, warmup_step_count
+from slideformer.plan.footprint import Answers
 from slideformer.plan.machine import Machine
 from slideformer.plan.planner import Plan, Workload, make_plan
+from slideformer.prompts import Prompts, make_prompts
 from slideformer.resume import package_versions
 from slideformer.storage.manifest import Data, RunFacts
 
@@ -38,6 +44,7 @@ class Job:
 
     Attributes:
         held_out: what is evaluated on, the longest first; None: nothing.
+        prompts: what is answered between two steps; None: nothing.
     """
 
     config: Config
@@ -46,6 +53,7 @@ class Job:
     tokenizer: Any
     data: LoadedData
     held_out: Examples | None
+    prompts: Prompts | None
     decoder: Decoder
     dtype: torch.dtype
     kernels: str
@@ -109,7 +117,7 @@ def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
     """
     if config.budget.disk or config.budget.offload_dir:
         raise ConfigError("budget: there is no disk tier yet", "remove budget.disk and budget.offload_dir")
-    device, dtype = _device_and_dtype(config)
+    device, dtype = device_and_dtype(config.device, config.compute_dtype)
     path = resolve(config.model, config.trust_remote_code)
     model_config = read_config(path, config.trust_remote_code)
     kernels = choose_kernels(config.kernels, device.type)
@@ -118,10 +126,11 @@ def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
     decoder = Decoder(model_config, device, attention, customize, config.trust_remote_code)
     tokenizer = load_tokenizer(path, config)
     data, held_out = read_data(config, tokenizer, decoder.vocabulary)
+    prompts = read_sample_prompts(config, tokenizer, path, model_config)
     longest = max(int(examples.lengths.max()) for examples in (data.examples, held_out) if examples is not None)
     machine = Machine.measure(decoder.device)
-    plan = _plan(config, decoder, dtype, machine, longest, micro_batch_size)
-    return Job(config, path, model_config, tokenizer, data, held_out, decoder, dtype, kernels, machine, plan)
+    plan = _plan(config, decoder, dtype, machine, longest, prompts, micro_batch_size)
+    return Job(config, path, model_config, tokenizer, data, held_out, prompts, decoder, dtype, kernels, machine, plan)
 
 
 def plan_for(config: Config) -> Plan:
@@ -158,6 +167,16 @@ def read_data(config: Config, tokenizer: Any, vocabulary: int) -> tuple[LoadedDa
     return data, None if held_out is None else longest_first(held_out)
 
 
+def read_sample_prompts(config: Config, tokenizer: Any, model_path: Path, model_config: Any) -> Prompts | None:
+    """What is answered between two steps."""
+    if not config.sample_prompts:
+        return None
+    texts = read_prompts(config.sample_prompts)
+    stop = stop_ids(model_path, model_config, tokenizer)
+    decoding = Decoding(config.sample_max_new_tokens, stop, config.sample_temperature, seed=config.seed)
+    return make_prompts(texts, tokenizer, model_path, model_config, decoding, config.sample_raw)
+
+
 def pad_id_of(tokenizer: Any) -> int:
     """The token id that fills a batch up; it is never trained."""
     return (tokenizer.pad_token_id or 0) if tokenizer else 0
@@ -165,13 +184,18 @@ def pad_id_of(tokenizer: Any) -> int:
 
 def load_tokenizer(model_path: Path, config: Config) -> Any:
     """The model's tokenizer with the run's chat template; None where it has none: tokenized records need none."""
-    from transformers import AutoTokenizer
-
-    tokenizer = None
-    if any((model_path / name).exists() for name in TOKENIZER_FILES):
-        tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=config.trust_remote_code)
+    tokenizer = tokenizer_of(model_path, config.trust_remote_code)
     apply_chat_template(config.data, tokenizer)
     return tokenizer
+
+
+def tokenizer_of(model_path: Path, trust_remote_code: bool) -> Any:
+    """The tokenizer in a model's directory, or None."""
+    from transformers import AutoTokenizer
+
+    if not any((model_path / name).exists() for name in TOKENIZER_FILES):
+        return None
+    return AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
 
 
 def hyper_at(config: Config, steps: int, step: int) -> AdamWStep:
@@ -188,19 +212,27 @@ def hyper_at(config: Config, steps: int, step: int) -> AdamWStep:
     )  # fmt: skip
 
 
-def _device_and_dtype(config: Config) -> tuple[torch.device, torch.dtype]:
+def device_and_dtype(device: str, compute_dtype: str) -> tuple[torch.device, torch.dtype]:
+    """Where layers compute, and in what, by the settings of those names."""
     has_gpu = torch.cuda.is_available()
-    if config.device == "cuda" and not has_gpu:
+    if device == "cuda" and not has_gpu:
         raise ConfigError("device: cuda, but PyTorch sees no GPU", "check the driver, or set device: cpu")
-    device = torch.device("cuda" if has_gpu and config.device != "cpu" else "cpu")
-    if config.compute_dtype == "auto":
-        return device, torch.float32 if device.type == "cpu" else torch.bfloat16
-    return device, DTYPES[config.compute_dtype]
+    chosen = torch.device("cuda" if has_gpu and device != "cpu" else "cpu")
+    if compute_dtype == "auto":
+        return chosen, torch.float32 if chosen.type == "cpu" else torch.bfloat16
+    return chosen, DTYPES[compute_dtype]
 
 
 def _plan(
-    config: Config, decoder: Decoder, dtype: torch.dtype, machine: Machine, longest: int, kept_size: int | None
+    config: Config,
+    decoder: Decoder,
+    dtype: torch.dtype,
+    machine: Machine,
+    longest: int,
+    prompts: Prompts | None,
+    kept_size: int | None,
 ) -> Plan:
+    answers, longest = _plan_answers(config, decoder, dtype, prompts, longest)
     workload = Workload(
         config.batch_size,
         longest,
@@ -211,7 +243,7 @@ def _plan(
     )
     host = config.budget.host_bytes or machine.host_bytes
     gpu = machine.allocatable_bytes(config.budget.gpu_bytes)
-    work = measure_work(decoder, longest, dtype)
+    work = replace(measure_work(decoder, longest, dtype), answers=answers)
 
     def plan_of(workload: Workload) -> Plan:
         return make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, process_bytes=resident_bytes())
@@ -222,6 +254,24 @@ def _plan(
         except DoesNotFit:
             pass  # a smaller one may; the change is told when the checkpoint is resumed from
     return plan_of(workload)
+
+
+def _plan_answers(
+    config: Config, decoder: Decoder, dtype: torch.dtype, prompts: Prompts | None, longest: int
+) -> tuple[Answers | None, int]:
+    """What answering sample prompts needs, and the longest sequence of a pass with them."""
+    if prompts is None:
+        return None, longest
+    cache = measure_keys_and_values(decoder, dtype)
+    if cache is None:
+        print("sample_prompts: the model keeps no keys and values, so each new token computes its whole prompt again")
+    needed = pass_length(prompts.longest, prompts.decoding.max_new_tokens, cached=cache is not None)
+    if needed > config.max_length:
+        raise ConfigError(
+            f"sample_prompts: a pass over {needed} tokens is longer than max_length = {config.max_length}",
+            "shorten the prompts or their answers, or raise max_length",
+        )
+    return Answers(len(prompts.tokens), prompts.longest_sequence, cache), max(longest, needed)
 
 
 def resident_bytes() -> int:

@@ -11,7 +11,7 @@ import torch
 from tiny_models import FAMILIES, VOCAB, tiny_model
 from tiny_runs import SIZES, Subject, batch_at, differences, hyper_at, make_records, states_of, subject, tiny_engine
 
-from slideformer.engine import inference
+from slideformer.engine import generate
 from slideformer.engine.inference import InferenceEngine
 from slideformer.engine.sampling import Decoding
 from slideformer.errors import NonFinite
@@ -69,8 +69,8 @@ def test_greedy_answers_are_those_of_transformers(family: str):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_a_cache_they_are_the_same(family: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(inference, "keeps_keys_and_values", lambda _: False)
-    with engine_for(tiny(family), replace(INFERENCE, max_length=16 + NEW_TOKENS)) as engine:
+    monkeypatch.setattr(generate, "keeps_keys_and_values", lambda _: False)
+    with engine_for(tiny(family), replace(INFERENCE, max_length=15 + NEW_TOKENS)) as engine:
         assert engine.generate(PROMPTS, GREEDY) == expected(family)
 
 
@@ -114,7 +114,7 @@ def test_tokens_are_told_as_they_come():
 
 
 def test_a_prompt_longer_than_planned_is_refused():
-    with engine_for(tiny("llama")) as engine, pytest.raises(ValueError, match="over 17 tokens; .* built for 16"):
+    with engine_for(tiny("llama")) as engine, pytest.raises(ValueError, match="passes over 17 tokens; .* built for 16"):
         engine.generate(prompts_of(17), GREEDY)
 
 

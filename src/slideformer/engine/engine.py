@@ -9,7 +9,7 @@ from torch import Tensor
 from slideformer.data.batches import Batch
 from slideformer.engine import diagnose
 from slideformer.engine.evaluate import Evaluation, evaluate
-from slideformer.engine.generate import Batching, OnToken, generate
+from slideformer.engine.generate import OnToken, batching_for, generate
 from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, Machinery, StepResult
 from slideformer.engine.sampling import Decoding
 from slideformer.engine.step import train_step
@@ -18,7 +18,6 @@ from slideformer.kernels.attention import preferred_attention
 from slideformer.layout import FlatLayout
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.models.architecture import Decoder
-from slideformer.models.caching import keeps_keys_and_values
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.threads import cpu_threads
 from slideformer.plan.sizes import Sizes
@@ -114,12 +113,11 @@ class Engine:
             prompts: none empty, each of at most `sizes.max_length` tokens.
             on_token: told of (number of the prompt, token) as soon as it is chosen.
         """
-        cached = keeps_keys_and_values(self.decoder)
-        longest = max(map(len, prompts)) + (0 if cached else decoding.max_new_tokens)
-        if longest > self.sizes.max_length:
-            raise ValueError(f"generation over {longest} tokens; the engine is built for {self.sizes.max_length}")
+        sizes = self.sizes
+        batching = batching_for(
+            self.decoder, prompts, decoding, sizes.micro_batch_size, sizes.micro_batches, sizes.max_length
+        )
         self.drain()
-        batching = Batching(self.sizes.micro_batch_size, self.sizes.micro_batches, cached)
         with self._final_if_it_fails(), preferred_attention(self.lanes.device):
             return generate(self._machinery, prompts, decoding, batching, on_token)
 

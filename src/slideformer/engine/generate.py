@@ -10,6 +10,8 @@ from slideformer.engine import compute
 from slideformer.engine.forward import ForwardMachinery, Passes
 from slideformer.engine.sampling import Decoding, Sampler
 from slideformer.engine.sequences import CachedGroup, Group, RecomputedGroup, Tokens
+from slideformer.models.architecture import Decoder
+from slideformer.models.caching import keeps_keys_and_values
 
 OnToken = Callable[[int, int], None]
 
@@ -33,6 +35,26 @@ class Batching:
         groups = [Answering(kind(g), range(s, s + len(g))) for g, s in zip(all_groups, starts, strict=True)]
         for first in range(0, len(groups), self.groups):
             yield groups[first : first + self.groups]
+
+
+def batching_for(
+    decoder: Decoder, prompts: Sequence[Tokens], decoding: Decoding, group_size: int, groups: int, max_length: int
+) -> Batching:
+    """How an engine built for passes of `max_length` tokens a sequence answers.
+
+    Raises:
+        ValueError: a sequence needs longer passes.
+    """
+    cached = keeps_keys_and_values(decoder)
+    longest = pass_length(max(map(len, prompts)), decoding.max_new_tokens, cached)
+    if longest > max_length:
+        raise ValueError(f"generation in passes over {longest} tokens; the engine is built for {max_length}")
+    return Batching(group_size, groups, cached)
+
+
+def pass_length(prompt_tokens: int, max_new_tokens: int, cached: bool) -> int:
+    """Tokens of a sequence in the longest pass: the prompt, or without a cache all but the last token."""
+    return prompt_tokens + (0 if cached else max_new_tokens - 1)
 
 
 class Answering:

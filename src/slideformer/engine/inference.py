@@ -8,7 +8,7 @@ from torch import Tensor
 from slideformer.data.batches import Batch
 from slideformer.engine.compute import MicroBatch, Weights
 from slideformer.engine.engine import layouts
-from slideformer.engine.generate import Batching, OnToken, generate
+from slideformer.engine.generate import OnToken, batching_for, generate
 from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, send_batches
 from slideformer.engine.sampling import Decoding
 from slideformer.kernels.attention import preferred_attention
@@ -19,7 +19,6 @@ from slideformer.memory.host import HostAllocator
 from slideformer.memory.weights import LayerWeights
 from slideformer.memory.window import LayerWindow
 from slideformer.models.architecture import Decoder
-from slideformer.models.caching import keeps_keys_and_values
 from slideformer.plan.sizes import InferenceSizes
 from slideformer.streams import Lanes, lanes_for
 
@@ -77,11 +76,8 @@ class InferenceEngine:
             NonFinite: the model's output is not a number.
             ValueError: a sequence is longer than `sizes` says.
         """
-        cached = keeps_keys_and_values(self.decoder)
-        longest = max(map(len, prompts)) + (0 if cached else decoding.max_new_tokens)
-        if longest > self.sizes.max_length:
-            raise ValueError(f"generation over {longest} tokens; the engine is built for {self.sizes.max_length}")
-        batching = Batching(self.sizes.group_size, self.sizes.groups, cached)
+        sizes = self.sizes
+        batching = batching_for(self.decoder, prompts, decoding, sizes.group_size, sizes.groups, sizes.max_length)
         with preferred_attention(self.lanes.device):
             return generate(self, prompts, decoding, batching, on_token)
 

@@ -45,17 +45,19 @@ def measure_work(decoder: Decoder, length: int, dtype: torch.dtype) -> Work:
     before = torch.cuda.memory_allocated(decoder.device)
     kinds = block_kinds(decoder)
     for warm_up in (_run_block(decoder, kinds[0], 1, length, dtype), _run_head(decoder, dtype, 16)):
-        _peak_bytes(warm_up)  # libraries allocate their workspaces now
+        peak_bytes(warm_up)  # libraries allocate their workspaces now
     del warm_up
     torch.accelerator.synchronize()
     workspace = torch.cuda.memory_allocated(decoder.device) - before
-    slope, fixed = _line(lambda b: max(_peak_bytes(_run_block(decoder, i, b, length, dtype)) for i in kinds), length)
+    slope, fixed = line_through(
+        lambda b: max(peak_bytes(_run_block(decoder, i, b, length, dtype)) for i in kinds), length
+    )
     kept = max(_held_by(decoder, i, 2, length, dtype) - _held_by(decoder, i, 1, length, dtype) for i in kinds)
-    few, more = (_peak_bytes(_run_head(decoder, dtype, tokens)) for tokens in (HEAD_TOKENS, 2 * HEAD_TOKENS))
-    return Work(slope, fixed, _inputs_bytes(decoder, length, dtype), (more - few) // HEAD_TOKENS, workspace, kept)
+    few, more = (peak_bytes(_run_head(decoder, dtype, tokens)) for tokens in (HEAD_TOKENS, 2 * HEAD_TOKENS))
+    return Work(slope, fixed, inputs_bytes(decoder, length, dtype), (more - few) // HEAD_TOKENS, workspace, kept)
 
 
-def _peak_bytes(work: Callable[[], object]) -> int:
+def peak_bytes(work: Callable[[], object]) -> int:
     """Device memory that `work` needs beside what is allocated before it."""
     torch.accelerator.synchronize()
     before = torch.cuda.memory_allocated()
@@ -66,7 +68,7 @@ def _peak_bytes(work: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _line(bytes_of: Callable[[int], int], length: int) -> tuple[int, int]:
+def line_through(bytes_of: Callable[[int], int], length: int) -> tuple[int, int]:
     """(bytes a sequence, fixed bytes) from one sequence and from as many as a micro-batch preferably has.
 
     A peak is the largest of several moments, each linear in the sequences: between two measured points the line through
@@ -85,8 +87,8 @@ def _line(bytes_of: Callable[[int], int], length: int) -> tuple[int, int]:
 
 def _held_by(decoder: Decoder, i: int, batch: int, length: int, dtype: torch.dtype) -> int:
     """Device memory that a block which is kept holds between forward and backward."""
-    weights = FlatLayout(decoder.block_shapes(i)).views(_zeros(decoder, i, dtype))
-    inputs, micro_batch = _example(decoder, batch, length, dtype)
+    weights = FlatLayout(decoder.block_shapes(i)).views(zeros_for(decoder, i, dtype))
+    inputs, micro_batch = example_inputs(decoder, batch, length, dtype)
     before = torch.cuda.memory_allocated()
     with preferred_attention(decoder.device):
         tape = compute.block_recorded(decoder, i, weights, inputs.hidden, inputs, micro_batch, keep=True)
@@ -94,16 +96,16 @@ def _held_by(decoder: Decoder, i: int, batch: int, length: int, dtype: torch.dty
     return torch.cuda.memory_allocated() - before
 
 
-def _zeros(decoder: Decoder, i: int, dtype: torch.dtype) -> Tensor:
+def zeros_for(decoder: Decoder, i: int, dtype: torch.dtype) -> Tensor:
     """A slot for block i."""
     return torch.zeros(FlatLayout(decoder.block_shapes(i)).numel, dtype=dtype, device=decoder.device)
 
 
 def _run_block(decoder: Decoder, i: int, batch: int, length: int, dtype: torch.dtype) -> Callable[[], object]:
     layout = FlatLayout(decoder.block_shapes(i))
-    weights = layout.views(_zeros(decoder, i, dtype))
+    weights = layout.views(zeros_for(decoder, i, dtype))
     into = Accumulator(layout, torch.empty(layout.numel, dtype=dtype, device=decoder.device))
-    inputs, micro_batch = _example(decoder, batch, length, dtype)
+    inputs, micro_batch = example_inputs(decoder, batch, length, dtype)
     x, dy = torch.randn_like(inputs.hidden), torch.randn_like(inputs.hidden)
 
     def run() -> Tensor:
@@ -133,7 +135,9 @@ def _run_head(decoder: Decoder, dtype: torch.dtype, tokens: int) -> Callable[[],
     return run
 
 
-def _example(decoder: Decoder, batch: int, length: int, dtype: torch.dtype) -> tuple[DecoderInputs, compute.MicroBatch]:
+def example_inputs(
+    decoder: Decoder, batch: int, length: int, dtype: torch.dtype
+) -> tuple[DecoderInputs, compute.MicroBatch]:
     """What `Decoder.enter` gives for token 0 everywhere."""
     ids = torch.zeros(batch, length, dtype=torch.int64, device=decoder.device)
     micro_batch = compute.MicroBatch(ids, ids, ids[0, :0], ids[0, :0], seed=0)
@@ -143,18 +147,23 @@ def _example(decoder: Decoder, batch: int, length: int, dtype: torch.dtype) -> t
 
 
 def block_kinds(decoder: Decoder) -> list[int]:
-    """One block of each kind: same class, same parameters, same attention."""
-    seen: dict[object, int] = {}
+    """One block of each kind."""
+    return [blocks[0] for blocks in blocks_by_kind(decoder)]
+
+
+def blocks_by_kind(decoder: Decoder) -> list[list[int]]:
+    """The blocks of each kind: same class, same parameters, same attention."""
+    found: dict[object, list[int]] = {}
     for i, block in enumerate(decoder.blocks):
         attention = [getattr(m, "sliding_window", None) for m in block.modules() if hasattr(m, "sliding_window")]
         kind = (type(block), tuple(decoder.block_shapes(i).items()), str(attention))
-        seen.setdefault(kind, i)
-    return list(seen.values())
+        found.setdefault(kind, []).append(i)
+    return list(found.values())
 
 
-def _inputs_bytes(decoder: Decoder, length: int, dtype: torch.dtype) -> int:
+def inputs_bytes(decoder: Decoder, length: int, dtype: torch.dtype) -> int:
     """Masks and rotary tables that the blocks of one sequence share."""
-    inputs, _ = _example(decoder, 1, length, dtype)
+    inputs, _ = example_inputs(decoder, 1, length, dtype)
     return sum(tensor.nbytes for tensor in _tensors([(call.args, call.kwargs) for call in inputs.calls]))
 
 
@@ -175,17 +184,17 @@ def _tensors(values: object) -> Iterator[Tensor]:
 
 def _estimate_on_cpu(decoder: Decoder, length: int, dtype: torch.dtype) -> Work:
     short = min(length, 64)
-    saved = max(_saved_bytes(decoder, i, short, dtype) for i in block_kinds(decoder)) * length // short
+    saved = max(saved_bytes(decoder, i, short, dtype) for i in block_kinds(decoder)) * length // short
     fixed = max(layout.numel for layout in model_sizes(decoder).layouts.values()) * dtype.itemsize
-    inputs, logits = _inputs_bytes(decoder, length, dtype), decoder.vocabulary * (dtype.itemsize + 12)
+    inputs, logits = inputs_bytes(decoder, length, dtype), decoder.vocabulary * (dtype.itemsize + 12)
     return Work(2 * saved, fixed, inputs, logits, 0, kept_bytes=saved)
 
 
-def _saved_bytes(decoder: Decoder, i: int, length: int, dtype: torch.dtype) -> int:
+def saved_bytes(decoder: Decoder, i: int, length: int, dtype: torch.dtype) -> int:
     """What autograd saves of block i over one sequence, weights left out."""
     weights = {n: torch.zeros(s, dtype=dtype, requires_grad=True) for n, s in decoder.block_shapes(i).items()}
     own = {w.untyped_storage().data_ptr() for w in weights.values()}
-    inputs, _ = _example(decoder, 1, length, dtype)
+    inputs, _ = example_inputs(decoder, 1, length, dtype)
     saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
