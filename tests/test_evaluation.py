@@ -8,16 +8,23 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import save_tiny_model
+from tiny_models import save_tiny_model, save_tiny_tokenizer
 from tiny_runs import Run, batch_at, make_records, mean_loss, read_run, write_config, write_records
-from transformers import AutoModelForCausalLM, EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from slideformer.cli import main
 from slideformer.config import load_config
 from slideformer.evaluation import EarlyStopping
 from slideformer.events import Listener, Wishes
 from slideformer.job import plan_for
-from slideformer.metrics import EvalStats, StepStats
+from slideformer.metrics import EvalStats, Sample, StepStats
 from slideformer.run_directory import read_log
 from slideformer.trainer import Trainer
 
@@ -30,7 +37,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"), "qwen3")
+    return save_tiny_tokenizer(save_tiny_model(tmp_path_factory.mktemp("model"), "qwen3"))
 
 
 def config_of(directory: Path, model: Path, **settings: Any) -> Path:
@@ -182,3 +189,72 @@ def test_patience_and_the_best_model_survive_an_interruption(model: Path, tmp_pa
     assert whole == part
     one, other = (load_file(tmp_path / name / "out/model.safetensors") for name in ("whole", "part"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+# ---- sample answers
+
+PROMPTS = ["w5 w6 w7", "w9"]
+SAMPLES = {"sample_prompts": PROMPTS, "sample_max_new_tokens": 6}
+
+
+def samples(directory: Path) -> list[Sample]:
+    return read_log(directory / "out/samples.jsonl", Sample)
+
+
+def answer_of(saved: Path, prompt: str) -> str:
+    """The greedy answer as anyone would get it."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+    return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_prompts_are_answered_before_and_after_training(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    start(tmp_path, model, **SAMPLES)
+    found = samples(tmp_path)
+    assert [(sample.step, sample.prompt) for sample in found] == [(s, p) for s in (0, 5) for p in PROMPTS]
+    assert [s.answer for s in found] == [answer_of(m, p) for m in (model, tmp_path / "out") for p in PROMPTS]
+    assert f"prompt: w9\nanswer after step 5: {found[-1].answer}\n" in capsys.readouterr().out
+
+
+def test_answers_come_with_the_evaluations_or_at_steps_of_their_own(model: Path, tmp_path: Path):
+    start(tmp_path / "with", model, eval_steps=3, **SAMPLES, **eval_data(tmp_path))
+    start(tmp_path / "own", model, eval_steps=3, sample_steps=2, **SAMPLES, **eval_data(tmp_path))
+    assert [sample.step for sample in samples(tmp_path / "with")][::2] == [0, 3, 5]
+    assert [sample.step for sample in samples(tmp_path / "own")][::2] == [0, 2, 4, 5]
+
+
+@pytest.mark.parametrize("settings", [{"max_grad_norm": None}, {"max_grad_norm": 0.5, "sample_temperature": 0.9}])
+def test_a_run_that_answers_is_the_run_that_does_not(model: Path, tmp_path: Path, settings: dict[str, Any]):
+    asked = start(tmp_path, model, sample_steps=1, **SAMPLES, **settings)
+    silent = start(tmp_path / "silent", model, max_grad_norm=settings["max_grad_norm"])
+    assert asked.losses == silent.losses and asked.norms == silent.norms
+    assert all(torch.equal(value, silent.weights[name]) for name, value in asked.weights.items())
+
+
+def test_prompts_may_be_in_a_file_and_the_plan_counts_their_keys_and_values(model: Path, tmp_path: Path):
+    (tmp_path / "prompts.txt").write_text("w5 w6 w7\n\nw9\n")
+    asking = {**SAMPLES, "sample_prompts": str(tmp_path / "prompts.txt")}
+    plan = plan_for(load_config(config_of(tmp_path, model, **asking)))
+    # two prompts of at most 3 + 6 tokens, keys and values, 3 layers and the one that grows, 2 heads of 16 in fp32
+    assert plan.device["answers"]["keys and values"] == pytest.approx(2 * 9 * 2 * (3 + 1) * 2 * 16 * 4, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"sample_prompts": ["w5 " * 40], "sample_max_new_tokens": 8},
+            "a pass over 40 tokens is longer than max_length = 32",
+        ),
+        ({"sample_prompts": ["w5"], "sample_max_new_tokens": 500}, "more than the 128 positions of the model"),
+        ({"sample_prompts": ["w5", " "]}, "prompt 2 is empty"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused(
+    model: Path, tmp_path: Path, settings: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["train", str(config_of(tmp_path, model, **settings))]) == 1
+    assert words in capsys.readouterr().err

@@ -76,6 +76,8 @@ def _generate(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _no_overrides(overrides)
     if not arguments.prompts and not arguments.prompt:
         raise ConfigError("command line: there is no prompt", hint='add --prompt "...", or --prompts FILE')
+    if not arguments.temperature and (arguments.top_p or arguments.top_k):
+        raise ConfigError("command line: nothing is drawn at temperature 0", hint="add --temperature 0.7, for example")
     budget = parse_bytes(arguments.gpu) if arguments.gpu else None
     from slideformer.generation import Request, generate
 
@@ -160,7 +162,7 @@ def _generate_command(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     prompts.add_argument("--prompts", type=Path, metavar="FILE", help="a text file with one a line, or JSONL")
     command.add_argument("--max_new_tokens", type=_positive, default=256, help="of each answer (default: 256)")
     command.add_argument("--temperature", type=_not_negative, default=0.0, help="0 (default): the likeliest token")
-    command.add_argument("--top_p", type=_not_negative, help="draw among tokens that together have this probability")
+    command.add_argument("--top_p", type=_probability, help="draw among tokens that together have this probability")
     command.add_argument("--top_k", type=_positive, help="draw among so many of the likeliest tokens")
     command.add_argument("--seed", type=int, default=42, help="decides what is drawn (default: 42)")
     command.add_argument("--raw", action="store_true", help="without the chat template")
@@ -180,6 +182,12 @@ def _positive(text: str) -> int:
 def _not_negative(text: str) -> float:
     if not (value := float(text)) >= 0:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
+    return value
+
+
+def _probability(text: str) -> float:
+    if not 0 < (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0 and up to 1")
     return value
 
 
