@@ -203,7 +203,8 @@ def samples(directory: Path) -> list[Sample]:
 
 def answer_of(saved: Path, prompt: str) -> str:
     """The greedy answer as anyone would get it."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(saved), AutoTokenizer.from_pretrained(saved)
+    model: Any = AutoModelForCausalLM.from_pretrained(saved)
+    tokenizer = AutoTokenizer.from_pretrained(saved)
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
     output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
     return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)

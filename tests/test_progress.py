@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from slideformer.metrics import RunRecord, StepStats
+from slideformer.metrics import EvalStats, RunRecord, Sample, StepStats
 from slideformer.progress import ProgressLine
 from slideformer.units import GIB
 
@@ -60,3 +60,15 @@ def test_time_left_follows_the_recent_steps():
     for number in range(2, 31):
         line.stepped(replace(STEP, step=number, seconds=1.0))
     assert "16:10 left" in file.getvalue().splitlines()[-1]  # 970 steps of one second; the slow first is forgotten
+
+
+def test_evaluations_and_answers_are_lines_of_their_own():
+    file = io.StringIO()
+    line = ProgressLine(console=Console(file=file, width=80))
+    line.began(RUN, 0)
+    line.evaluated(EvalStats(10, 2.0, 7.389, 12345, 61.0))
+    line.sampled([Sample(10, "Say [b]hello", "[/b] hello")])
+    assert file.getvalue() == (
+        "step 10/20  held-out loss 2.0000  perplexity 7.389  12,345 tokens in 1:01\n"
+        "prompt: Say [b]hello\nanswer after step 10: [/b] hello\n"
+    )

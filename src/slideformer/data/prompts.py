@@ -41,7 +41,7 @@ def decode_answer(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[int]) -
     return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
-def stop_ids(model_path: Path, model_config: Any, tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+def stop_ids(model_path: Path, model_config: Any, tokenizer: "PreTrainedTokenizerBase | None") -> frozenset[int]:
     """Tokens that end an answer, by generation_config.json, config.json and the tokenizer."""
     from transformers import GenerationConfig
 

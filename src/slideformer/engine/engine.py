@@ -118,7 +118,7 @@ class Engine:
             self.decoder, prompts, decoding, sizes.micro_batch_size, sizes.micro_batches, sizes.max_length
         )
         self.drain()
-        with self._final_if_it_fails(), preferred_attention(self.lanes.device):
+        with self._final_if_it_fails():  # attention in PyTorch's own order: padding rows are masked as a whole
             return generate(self._machinery, prompts, decoding, batching, on_token)
 
     def find_non_finite(self, batch: Batch) -> str:

@@ -11,7 +11,6 @@ from slideformer.engine.engine import layouts
 from slideformer.engine.generate import OnToken, batching_for, generate
 from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, send_batches
 from slideformer.engine.sampling import Decoding
-from slideformer.kernels.attention import preferred_attention
 from slideformer.memory.embedding import RowSender
 from slideformer.memory.feed import TokenFeed
 from slideformer.memory.head import HeadWeight
@@ -78,8 +77,7 @@ class InferenceEngine:
         """
         sizes = self.sizes
         batching = batching_for(self.decoder, prompts, decoding, sizes.group_size, sizes.groups, sizes.max_length)
-        with preferred_attention(self.lanes.device):
-            return generate(self, prompts, decoding, batching, on_token)
+        return generate(self, prompts, decoding, batching, on_token)
 
     def close(self) -> None:
         """Free pinned memory."""
