@@ -2,12 +2,13 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny_model, save_tiny_tokenizer
 from tiny_runs import Run, batch_at, make_records, mean_loss, read_run, write_config, write_records
 from transformers import (
@@ -77,7 +78,9 @@ def test_the_held_out_loss_of_a_run(model: Path, tmp_path: Path, capsys: pytest.
     assert found[-1].loss == pytest.approx(loss_of(tmp_path / "out"), rel=1e-5)
     assert all(stats.perplexity == pytest.approx(math.exp(stats.loss)) and stats.seconds > 0 for stats in found)
     assert {stats.tokens for stats in found} == {sum(len(r["labels"]) - 2 for r in HELD_OUT)}
-    assert f"step 2/5  held-out loss {found[1].loss:.4f}  perplexity" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"step 2/5  held-out loss {found[1].loss:.4f}  perplexity" in out
+    assert f"held out for evaluation: 7 records, {sum(len(r['labels']) for r in HELD_OUT)} tokens" in out
 
 
 def test_without_eval_steps_it_is_only_the_end(model: Path, tmp_path: Path):
@@ -259,3 +262,12 @@ def test_prompts_that_do_not_fit_are_refused(
 ):
     assert main(["train", str(config_of(tmp_path, model, **settings))]) == 1
     assert words in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_a_number_ends_the_run(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"].fill_(math.nan)
+    broken = shutil.copytree(model, tmp_path / "broken")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    assert main(["train", str(config_of(tmp_path / "run", broken, **SAMPLES))]) == 1
+    assert "the model's output is not a number" in capsys.readouterr().err

@@ -65,6 +65,8 @@ class Trainer:
         candidates = find_candidates(config)
         job = prepare(config, candidates[0].manifest.run.micro_batch_size if candidates else None)
         print(job.data.report)
+        if job.held_out is not None:
+            print(f"held out for evaluation: {len(job.held_out):,} records, {int(job.held_out.lengths.sum()):,} tokens")
         if config.parity_check:
             print(check_parity(job.model_config, config.trust_remote_code))
         print(job.plan)
@@ -166,6 +168,8 @@ def _explained(engine: Engine, stream: BatchStream) -> Iterator[None]:
     try:
         yield
     except NonFinite as error:
+        if not error.step:  # a sample answer, not a step
+            raise
         batch = stream.at(error.step - 1)
         place = engine.find_non_finite(batch)
         records = ", ".join(map(str, batch.indices[:8]))
