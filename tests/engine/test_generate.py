@@ -1,5 +1,6 @@
 """Generation through the window: the tokens of `model.generate`, whatever is batched, streamed or cached."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from tiny_runs import SIZES, Subject, batch_at, differences, hyper_at, make_reco
 from slideformer.engine import generate
 from slideformer.engine.inference import InferenceEngine
 from slideformer.engine.sampling import Decoding
+from slideformer.engine.sequences import CachedGroup
 from slideformer.errors import NonFinite
 from slideformer.plan.sizes import InferenceSizes
 from slideformer.schedule_fuzzer import fuzzed_lanes
@@ -147,6 +149,23 @@ def test_there_is_nothing_of_an_optimizer():
         allocated = engine.allocator.allocated_bytes
         assert allocated.keys() == {"weights", "embedding rows", "token ids"}
         assert 2 * parameters <= allocated["weights"] <= 2.05 * parameters
+
+
+def test_keys_and_values_go_when_their_prompts_are_answered(monkeypatch: pytest.MonkeyPatch):
+    groups: list[Any] = []
+
+    def remembered(prompts: Any) -> CachedGroup:
+        group = CachedGroup(prompts)
+        groups.append(weakref.ref(group))
+        return group
+
+    monkeypatch.setattr(generate, "CachedGroup", remembered)
+    alive = {}
+    with engine_for(tiny("llama"), replace(INFERENCE, group_size=1, groups=1)) as engine:
+        engine.generate(
+            PROMPTS[:3], GREEDY, lambda number, _: alive.update({number: [group() is not None for group in groups]})
+        )
+    assert alive == {0: [True, True, True], 1: [False, True, True], 2: [False, False, True]}
 
 
 # ---- during training

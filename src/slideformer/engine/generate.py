@@ -83,6 +83,11 @@ class Answering:
         if all(self._ended):
             self.group = None  # and with it keys and values
 
+    def finish(self) -> list[Tokens]:
+        """The answers; keys and values are let go of."""
+        self.group = None
+        return self.answers
+
     def generators(self, sampler: Sampler) -> list[torch.Generator]:
         return [sampler.generator(number) for number in self._numbers]
 
@@ -109,7 +114,7 @@ def generate(
     with e.decoder.without_dropout(), Passes(e) as passes:
         for together in batching.split(prompts):
             _answer(passes, e, together, sampler, decoding, on_token)
-            answers += [answer for answering in together for answer in answering.answers]
+            answers += [answer for answering in together for answer in answering.finish()]
     return answers
 
 
