@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slideformer.engine.tape import Tape, as_leaves
-from slideformer.kernels.cross_entropy import cross_entropy
+from slideformer.kernels.cross_entropy import cross_entropy, negative_log_likelihood
 from slideformer.memory.gradients import Accumulator
 from slideformer.models.architecture import Decoder
 from slideformer.models.stand_ins import DecoderInputs
@@ -134,10 +134,10 @@ def add_head_loss(
     with torch.no_grad():
         for positions, targets in zip(batch.positions.split(chunk), batch.targets.split(chunk), strict=True):
             logits = decoder.logits(flat.index_select(0, positions).unsqueeze(1), weight, None, shell).flatten(0, 1)
-            total.add_(cross_entropy(logits, targets, 1.0)[0])
+            total.add_(negative_log_likelihood(logits, targets))
 
 
 def next_logits(decoder: Decoder, weight: Tensor, shell: Weights, last: Tensor, out: Tensor) -> None:
     """Logits of hidden states [b, 1, hidden] behind the last block, to `out` (fp32 [b, vocabulary])."""
     with torch.no_grad():
-        out.copy_(decoder.logits(last, weight, None, shell).flatten(0, 1))
+        out.copy_(decoder.logits(last.contiguous(), weight, None, shell).flatten(0, 1))
