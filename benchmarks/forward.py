@@ -102,7 +102,12 @@ def generation(a: argparse.Namespace, decoder: Decoder, dtype: torch.dtype, prom
         asked = [[k + 5] * length for k in range(prompts)]
         engine.generate(asked, Decoding(2))
         times = [time.perf_counter()]
-        engine.generate(asked, Decoding(a.new_tokens), lambda number, _: number or times.append(time.perf_counter()))
+
+        def on_token(number: int, _: int) -> None:
+            if number == 0:
+                times.append(time.perf_counter())
+
+        engine.generate(asked, Decoding(a.new_tokens), on_token)
     steps = sorted(later - earlier for earlier, later in pairwise(times[1:]))
     return {
         "prompts": prompts,
