@@ -5,6 +5,10 @@ from typing import Any
 from transformers import LlamaConfig, Qwen3Config
 
 SHAPES: dict[str, Any] = {
+    "smollm2-135m": lambda: LlamaConfig(
+        hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+        vocab_size=49152, tie_word_embeddings=True, max_position_embeddings=8192,
+    ),
     "qwen3-0.6b": lambda: Qwen3Config(
         hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8,
         head_dim=128, vocab_size=151936, tie_word_embeddings=True, max_position_embeddings=40960,

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from slideformer import cli, errors
-from slideformer.config import SOURCE_PREFIX, expected, in_yaml, setting_fields
+from slideformer.config import SOURCE_PREFIXES, expected, in_yaml, setting_fields
 from slideformer.data_settings import Source
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _plan_in(example: str) -> str:
 def settings_page() -> str:
     """Every setting with its default, what it takes and what it means, a table for each group."""
     rows: dict[str, list[str]] = {}
-    for key, field in [*setting_fields(), *setting_fields(Source, SOURCE_PREFIX)]:
+    for key, field in [*setting_fields(), *setting_fields(Source, SOURCE_PREFIXES[0])]:
         rows.setdefault(key.rpartition(".")[0], []).append(_setting_row(key, field))
     head = "| setting | default | takes | meaning |\n|---|---|---|---|\n"
     groups = [f"## {GROUP_TITLES.get(group, group)}\n\n{head}{''.join(lines)}" for group, lines in rows.items()]

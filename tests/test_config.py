@@ -245,3 +245,32 @@ def test_several_sources_have_weights(tmp_path: Path):
 )
 def test_mistakes_in_sources_are_named(tmp_path: Path, data: str, words: str):
     assert words in str(error_of(with_data(tmp_path, data)))
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        ("--eval_steps=5", "eval_steps is set, but nothing is held out", "set eval_data.path or eval_size"),
+        ("--save_best=true", "save_best is set, but nothing is held out", "set eval_data.path or eval_size"),
+        ("--eval_size=0.1 --eval_data.path=b.jsonl", "eval_size and eval_data are both given", "keep one"),
+        ("--eval_size=0.1 --early_stopping_patience=2", "needs evaluations during training", "set eval_steps"),
+        ("--eval_data.path=chat.jsonl", "eval_data: chat.jsonl is trained on as well", "choose another split, or set"),
+        ("--eval_data.split=test", "eval_data.path is missing", "set eval_data.path to a path"),
+        ("--sample_steps=5", "there are no sample_prompts", "add sample_prompts"),
+        ("--val_set_size=0.1", "unknown setting val_set_size", "did you mean eval_size?"),
+    ],
+)
+def test_what_evaluation_lacks_is_said(config_file: Path, words: str, message: str, hint: str):
+    error = error_of(config_file, *words.split())
+    assert message in error.message and hint in error.hint
+
+
+def test_evaluation_from_a_hub_split_of_what_is_trained_on(config_file: Path):
+    config_file.write_text("model: m\noutput_dir: o\ndata: {path: a/b}\neval_data: {path: a/b, split: test}\n")
+    config = load_config(config_file)
+    assert config.evaluates and config.eval_data.all_sources()[0].split == "test"
+
+
+def test_a_wrong_key_in_eval_sources_is_named(config_file: Path):
+    config_file.write_text(MINIMAL + "eval_data: {sources: [{path: b.jsonl, weigth: 2}]}\n")
+    assert "eval_data.sources.weight" in error_of(config_file).hint

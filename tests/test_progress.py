@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from slideformer.metrics import EvalStats, RunRecord, StepStats
+from slideformer.metrics import EvalStats, RunRecord, Sample, StepStats
 from slideformer.panel import LivePanel
 from slideformer.progress import PlainLines, progress
 from slideformer.units import GIB
@@ -54,9 +54,13 @@ def test_time_left_follows_the_recent_steps():
     assert "16:10 left" in file.getvalue().splitlines()[-1]  # 970 steps of one second; the slow first is forgotten
 
 
-def test_an_evaluation_is_a_line():
+def test_evaluations_and_answers_are_lines_of_their_own():
     file = io.StringIO()
-    lines = PlainLines(Console(file=file))
-    lines.began(RUN, 0)
-    lines.evaluated(EvalStats(10, 1.25, 3.49034, 1000, 2.0))
-    assert file.getvalue() == "step 10/20  held-out loss 1.2500  perplexity 3.49  1,000 tokens in 0:02\n"
+    line = PlainLines(Console(file=file, width=80))
+    line.began(RUN, 0)
+    line.evaluated(EvalStats(10, 2.0, 7.389, 12345, 61.0))
+    line.sampled([Sample(10, "Say [b]hello", "[/b] hello")])
+    assert file.getvalue() == (
+        "step 10/20  held-out loss 2.0000  perplexity 7.389  12,345 tokens in 1:01\n"
+        "prompt: Say [b]hello\nanswer after step 10: [/b] hello\n"
+    )

@@ -4,7 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 VOCAB = 128
 LLAMA_SIZES: dict[str, Any] = dict(
@@ -50,6 +53,19 @@ def tiny_model(family: str, seed: int = 0, **changes: Any) -> Any:
 def save_tiny_model(directory: Path, family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
     """Save a tiny random model as its family is published; returns the directory."""
     tiny_model(family, **changes).to(dtype).save_pretrained(directory)
+    return directory
+
+
+def save_tiny_tokenizer(directory: Path, chat_template: str | None = None) -> Path:
+    """Save a tokenizer of the words w3 ... w127, with the special tokens of the tiny models; returns the directory."""
+    special = {"<pad>": 0, "<s>": 1, "</s>": 2}
+    words = special | {f"w{i}": i for i in range(3, VOCAB)}
+    backend = Tokenizer(WordLevel(words, unk_token="w3"))
+    backend.pre_tokenizer = Whitespace()  # type: ignore[assignment]  # the stubs lack the setter's type
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=chat_template
+    )
+    tokenizer.save_pretrained(directory)
     return directory
 
 

@@ -1,4 +1,4 @@
-"""The command line: train, plan, data, report, doctor, export, demo, completion.
+"""The command line: train, plan, data, generate, report, doctor, export, demo, completion.
 
 Heavy imports wait inside the commands, so that help and a misspelt setting answer at once.
 """
@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 from slideformer import __version__
 from slideformer.config import expected, in_yaml, load_config, parse_overrides, setting_fields
 from slideformer.errors import ConfigError, SlideFormerError
+from slideformer.units import parse_bytes
 
 RESUME = "resume_from_checkpoint"
 CONFIG_USAGE = "slideformer {} CONFIG.yaml [--key value ...]"
@@ -77,6 +78,20 @@ def _report(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from slideformer.report.page import write_report
 
     print(write_report(arguments.run, arguments.out))
+
+
+def _generate(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    _no_overrides(overrides)
+    if not arguments.prompts and not arguments.prompt:
+        raise ConfigError("command line: there is no prompt", hint='add --prompt "...", or --prompts FILE')
+    if not arguments.temperature and (arguments.top_p or arguments.top_k):
+        raise ConfigError("command line: nothing is drawn at temperature 0", hint="add --temperature 0.7, for example")
+    budget = parse_bytes(arguments.gpu) if arguments.gpu else None
+    from slideformer.generation import Request, generate
+
+    names = ("model", "max_new_tokens", "temperature", "top_p", "top_k", "seed", "raw", "device", "compute_dtype")
+    chosen = {name: getattr(arguments, name) for name in (*names, "trust_remote_code")}
+    generate(Request(**chosen, prompts=arguments.prompts or arguments.prompt, gpu_budget_bytes=budget))
 
 
 def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -139,6 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="file to write (default: RUN_DIR/report.html)")
     report.set_defaults(command=_report)
 
+    _generate_command(commands)
+
     export = commands.add_parser(
         "export", help="write a trained model as a Hugging Face model directory", allow_abbrev=False
     )
@@ -162,6 +179,45 @@ def _parser() -> argparse.ArgumentParser:
     completion.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
     completion.set_defaults(command=_completion)
     return parser
+
+
+def _generate_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "generate", help="let a model answer prompts, also one larger than GPU memory", allow_abbrev=False
+    )
+    command.add_argument("model", metavar="MODEL", help="a model directory, a hub id, or the config of a finished run")
+    prompts = command.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", action="append", help="a prompt; may be given several times")
+    prompts.add_argument("--prompts", type=Path, metavar="FILE", help="a text file with one a line, or JSONL")
+    command.add_argument("--max_new_tokens", type=_positive, default=256, help="of each answer (default: 256)")
+    command.add_argument("--temperature", type=_not_negative, default=0.0, help="0 (default): the likeliest token")
+    command.add_argument("--top_p", type=_probability, help="draw among tokens that together have this probability")
+    command.add_argument("--top_k", type=_positive, help="draw among so many of the likeliest tokens")
+    command.add_argument("--seed", type=int, default=42, help="decides what is drawn (default: 42)")
+    command.add_argument("--raw", action="store_true", help="without the chat template")
+    command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="where layers compute")
+    command.add_argument("--compute_dtype", choices=("auto", "bf16", "fp32"), default="auto", help="as in a config")
+    command.add_argument("--budget.gpu", dest="gpu", metavar="SIZE", help="GPU memory it may use, such as 8GiB")
+    command.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the model")
+    command.set_defaults(command=_generate)
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    if not (value := float(text)) >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
+    return value
+
+
+def _probability(text: str) -> float:
+    if not 0 < (value := float(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0 and up to 1")
+    return value
 
 
 def _config_command(

@@ -12,12 +12,12 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_va
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from slideformer.data_settings import Data, Section, Source, UserPath
+from slideformer.data_settings import Data, EvalData, Section, Source, UserPath
 from slideformer.errors import ConfigError
 from slideformer.units import parse_bytes
 
 COMMAND_LINE = "command line"
-SOURCE_PREFIX = "data.sources."
+SOURCE_PREFIXES = ("data.sources.", "eval_data.sources.")
 
 # What other trainers call a setting -> what it is called here.
 OTHER_NAMES = {
@@ -31,6 +31,14 @@ OTHER_NAMES = {
     "datasets": "data.sources",
     "train_on_inputs": "data.train_on",
     "assistant_only_loss": "data.train_on",
+    "val_set_size": "eval_size",
+    "val_size": "eval_size",
+    "test_size": "eval_size",
+    "eval_dataset": "eval_data.path",
+    "test_datasets": "eval_data.sources",
+    "do_eval": "eval_steps",
+    "eval_strategy": "eval_steps",
+    "save_best_model": "save_best",
     "lr": "learning_rate",
     "epochs": "num_train_epochs",
 }
@@ -114,6 +122,31 @@ class Config(Section):
     )
     seed: int = Field(default=42, ge=0, lt=2**32, description="seed of the data order and of random weights")
 
+    eval_size: float | None = Field(
+        default=None, gt=0, description="records of data held out for evaluation: a share below 1, else how many"
+    )
+    eval_steps: int | None = Field(
+        default=None, ge=1, description="steps between two evaluations; null: only one, at the end"
+    )
+    eval_on_start: bool = Field(default=False, description="evaluate before the first step as well")
+    early_stopping_patience: int | None = Field(
+        default=None, ge=1, description="stop when so many evaluations in a row did not improve the loss; null: never"
+    )
+    early_stopping_threshold: float = Field(default=0.0, ge=0, description="by how much the loss has to improve")
+    save_best: bool = Field(default=False, description="keep the model of the lowest held-out loss in output_dir/best")
+    load_best_model_at_end: bool = Field(
+        default=False, description="the model saved at the end is that of the lowest held-out loss"
+    )
+    sample_prompts: list[str] | UserPath = Field(
+        default=[], description="prompts answered before, during and after training; a list, or a file with one a line"
+    )
+    sample_steps: int | None = Field(
+        default=None, ge=1, description="steps between two rounds of sample answers; null: with each evaluation"
+    )
+    sample_max_new_tokens: int = Field(default=128, ge=1, description="longest sample answer, in tokens")
+    sample_temperature: float = Field(default=0.0, ge=0, description="temperature of sample answers; 0: greedy")
+    sample_raw: bool = Field(default=False, description="sample prompts are taken as they are, without chat template")
+
     compute_dtype: Literal["auto", "bf16", "fp32"] = Field(
         default="auto", description="type the layers compute in; auto: bf16 on an accelerator, fp32 on the CPU"
     )
@@ -146,8 +179,9 @@ class Config(Section):
 
     budget: Budget = Field(default_factory=Budget, description="memory the run may use")
     data: Data = Field(description="what to train on")
+    eval_data: EvalData = Field(default_factory=EvalData, description="what to evaluate on, encoded as data says")
 
-    @field_validator("budget", mode="before")
+    @field_validator("budget", "eval_data", mode="before")
     @classmethod
     def _empty_section(cls, value: Any) -> Any:
         return {} if value is None else value  # `budget:` with every line below commented out
@@ -169,6 +203,27 @@ class Config(Section):
     @classmethod
     def _zero_is_off(cls, value: float | None) -> float | None:
         return value or None
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is held-out data."""
+        return bool(self.eval_size or self.eval_data.all_sources())
+
+    @model_validator(mode="after")
+    def _evaluation_is_consistent(self) -> "Config":
+        needs_data = ("eval_steps", "eval_on_start", "early_stopping_patience", "save_best", "load_best_model_at_end")
+        given = next((key for key in needs_data if getattr(self, key)), None)
+        if given and not self.evaluates:
+            raise _conflict(f"{given} is set, but nothing is held out; set eval_data.path or eval_size")
+        if self.eval_size and self.eval_data.all_sources():
+            raise _conflict("eval_size and eval_data are both given; keep one")
+        if self.early_stopping_patience and not self.eval_steps:
+            raise _conflict("early_stopping_patience needs evaluations during training; set eval_steps")
+        if same := [str(source.path) for source in self.eval_data.all_sources() if source in self.data.all_sources()]:
+            raise _conflict(f"eval_data: {same[0]} is trained on as well; choose another split, or set eval_size")
+        if self.sample_steps and not self.sample_prompts:
+            raise _conflict("sample_steps is set, but there are no sample_prompts; add sample_prompts")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -284,8 +339,9 @@ def _assign(content: dict[str, Any], key: str, value: str | None) -> None:
 def _known_key(key: str, source: str) -> str:
     """`key` itself when it is a setting, else ConfigError naming the nearest one."""
     known = [name for name, _ in setting_fields()]
-    if key.startswith(SOURCE_PREFIX):
-        known = [SOURCE_PREFIX + name for name in Source.model_fields]
+    for prefix in SOURCE_PREFIXES:
+        if key.startswith(prefix):
+            known = [prefix + name for name in Source.model_fields]
     if key in known:
         return key
     if members := [name for name in known if name.startswith(f"{key}.")]:
@@ -313,7 +369,8 @@ def _config_error(error: ValidationError, path: str, given: Mapping[str, Any]) -
 
 
 def _value_error(problem: ErrorDetails, key: str, source: str) -> ConfigError:
-    field = dict([*setting_fields(), *setting_fields(Source, SOURCE_PREFIX)])[key]
+    of_sources = [pair for prefix in SOURCE_PREFIXES for pair in setting_fields(Source, prefix)]
+    field = dict([*setting_fields(), *of_sources])[key]
     if problem["type"] == "missing":
         return ConfigError(f"{source}: {key} is missing", hint=f"add {key}: {field.description}")
     message = f"{source}: {key} = {in_yaml(problem['input'])}, expected {expected(field)}"
@@ -331,6 +388,6 @@ def _kind_in_words(kind: Any) -> str:
     if kind is Size:
         return "a size such as 24GiB"
     if get_origin(kind) is list:
-        return {Source: "a list of sources"}.get(get_args(kind)[0], "a list of names or patterns")
+        return {Source: "a list of sources"}.get(get_args(kind)[0], "a list of names, texts or patterns")
     base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a name", Path: "a path"}[base]

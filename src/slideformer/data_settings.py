@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+DEFAULT_SPLIT = "train"
 TrainOn = Literal["assistant", "last", "everything"]
 
 
@@ -27,23 +28,40 @@ class Source(Section):
 
     path: UserPath = Field(description="a JSONL, JSON, CSV or Parquet file, a data set's directory, or a hub id")
     name: str | None = Field(default=None, description="the configuration of a hub data set")
-    split: str = Field(default="train", description="the split of a hub data set, such as train or train[:1%]")
+    split: str = Field(default=DEFAULT_SPLIT, description="the split of a hub data set, such as train or train[:1%]")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub data set")
     weight: float = Field(default=1.0, gt=0, description="times each record is seen in an epoch; 0.5: every second one")
 
 
-class Data(Section):
-    """What to train on."""
+class Sources(Section):
+    """One source by its path, or a list of several."""
 
     path: UserPath | None = Field(
         default=None, description="a JSONL, JSON, CSV or Parquet file, a data set's directory, or a hub id"
     )
     name: str | None = Field(default=None, description="the configuration of a hub data set")
-    split: str = Field(default="train", description="the split of a hub data set, such as train or train[:1%]")
+    split: str = Field(default=DEFAULT_SPLIT, description="the split of a hub data set, such as train or train[:1%]")
     revision: str | None = Field(default=None, description="branch, tag or commit of a hub data set")
     sources: list[Source] = Field(
         default=[], description="several sources instead of path, each with path, name, split, revision and weight"
     )
+
+    def all_sources(self) -> list[Source]:
+        """`sources`, or `path` as the only one."""
+        if self.path is None:
+            return self.sources
+        return [Source(path=self.path, name=self.name, split=self.split, revision=self.revision)]
+
+    def conflict(self, section: str) -> str | None:
+        """What contradicts itself in this section, and its remedy."""
+        if self.sources and (self.path or self.name or self.revision or self.split != DEFAULT_SPLIT):
+            return f"{section}.sources stands beside path, name, split or revision; move these into the list of sources"
+        return None
+
+
+class Data(Sources):
+    """What to train on."""
+
     shuffle: bool = Field(
         default=True, description="draw records in a new random order each epoch; false keeps file order"
     )
@@ -60,15 +78,21 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _path_or_sources(self) -> "Data":
-        if self.path is None and not self.sources:
+        if not self.all_sources():
             raise PydanticCustomError("conflict", "data.path is missing; set data.path to a path, or data.sources")
-        if self.sources and (self.path or self.name or self.revision or "split" in self.model_fields_set):
-            both = "data.sources stands beside path, name, split or revision; move these into the list of sources"
-            raise PydanticCustomError("conflict", both)  # type: ignore[arg-type]  # a literal only for static analysis
+        if conflict := self.conflict("data"):
+            raise PydanticCustomError("conflict", conflict)  # type: ignore[arg-type]  # a literal for static analysis
         return self
 
-    def all_sources(self) -> list[Source]:
-        """`sources`, or `path` as the only one."""
-        if self.path is None:
-            return self.sources
-        return [Source(path=self.path, name=self.name, split=self.split, revision=self.revision)]
+
+class EvalData(Sources):
+    """What to evaluate on, encoded as `data` says; without a source: nothing."""
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> "EvalData":
+        conflict = self.conflict("eval_data")
+        if not self.all_sources() and (self.name or self.revision or self.split != DEFAULT_SPLIT):
+            conflict = "eval_data.path is missing; set eval_data.path to a path, or eval_data.sources"
+        if conflict:
+            raise PydanticCustomError("conflict", conflict)  # type: ignore[arg-type]  # a literal for static analysis
+        return self

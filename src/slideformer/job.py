@@ -10,14 +10,19 @@ import torch
 from rich.console import Console
 
 from slideformer.config import Config
-from slideformer.data.batches import BatchStream
-from slideformer.data.examples import fingerprint
+from slideformer.data.batches import Batch, BatchStream
+from slideformer.data.examples import Examples, fingerprint
+from slideformer.data.held_out import hold_out, longest_first
 from slideformer.data.load import Encoding, LoadedData, apply_chat_template, load_data
 from slideformer.data.packing import extreme_rows
+from slideformer.data.prompts import read_prompts, stop_ids
 from slideformer.data.show import show
+from slideformer.engine.generate import pass_length
 from slideformer.engine.measure import Row, measure_work, model_sizes
+from slideformer.engine.measure_inference import measure_keys_and_values
 from slideformer.engine.parity import check_causal
 from slideformer.engine.pretrained import device_and_dtype
+from slideformer.engine.sampling import Decoding
 from slideformer.errors import ConfigError, DoesNotFit
 from slideformer.kernels.liger import apply_liger, choose_kernels
 from slideformer.models.architecture import Decoder
@@ -25,8 +30,10 @@ from slideformer.models.freezing import frozen_names
 from slideformer.models.hub import read_config, resolve
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.lr import learning_rate_at, warmup_step_count
+from slideformer.plan.footprint import Answers
 from slideformer.plan.machine import Machine, resident_bytes
 from slideformer.plan.planner import Plan, Workload, make_plan
+from slideformer.prompts import Prompts, make_prompts
 from slideformer.resume import package_versions
 from slideformer.storage.manifest import Data, RunFacts
 
@@ -35,13 +42,20 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 
 @dataclass(frozen=True)
 class Job:
-    """Everything known before memory is taken: what `plan` shows and `train` runs."""
+    """Everything known before memory is taken: what `plan` shows and `train` runs.
+
+    Attributes:
+        held_out: what is evaluated on, the longest first; None: nothing.
+        prompts: what is answered between two steps; None: nothing.
+    """
 
     config: Config
     model_path: Path
     model_config: Any
+    tokenizer: Any
     data: LoadedData
-    pad_id: int
+    held_out: Examples | None
+    prompts: Prompts | None
     decoder: Decoder
     dtype: torch.dtype
     kernels: str
@@ -59,7 +73,14 @@ class Job:
 
     @cached_property
     def _stream(self) -> BatchStream:
-        return batch_stream(self.config, self.data, self.pad_id, self.config.packing)
+        return batch_stream(self.config, self.data, pad_id_of(self.tokenizer), self.config.packing)
+
+    def held_out_batches(self) -> list[Batch]:
+        """All held-out examples once, in batches of the size of a step."""
+        assert self.held_out is not None
+        size = self.plan.sizes.micro_batch_size * self.plan.sizes.micro_batches
+        stream = BatchStream(self.held_out, size, shuffle=False, seed=0, pad_id=pad_id_of(self.tokenizer))
+        return [stream.at(k) for k in range(stream.steps_per_epoch)]
 
     def data_record(self) -> dict[str, Any]:
         """What the run trains on, for its record: sources, counts, and how long the records are."""
@@ -104,10 +125,12 @@ def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
     freeze = partial(frozen_names, trainable=config.trainable, frozen=config.frozen)
     decoder = Decoder(model_config, device, attention, customize, config.trust_remote_code, freeze, config.packing)
     check_causal(model_config, config.trust_remote_code)
-    data, pad_id = read_data(config, path, decoder.vocabulary)
+    tokenizer = load_tokenizer(path, config)
+    data, held_out = read_data(config, tokenizer, decoder.vocabulary)
+    prompts = read_sample_prompts(config, tokenizer, path, model_config)
     machine = Machine.measure(decoder.device)
-    plan = _plan(config, decoder, dtype, machine, data, micro_batch_size)
-    return Job(config, path, model_config, data, pad_id, decoder, dtype, kernels, machine, plan)
+    plan = _plan(config, decoder, dtype, machine, data, held_out, prompts, micro_batch_size)
+    return Job(config, path, model_config, tokenizer, data, held_out, prompts, decoder, dtype, kernels, machine, plan)
 
 
 def plan_for(config: Config) -> Plan:
@@ -119,10 +142,11 @@ def show_data(config: Config, samples: int) -> None:
     """Print what the run would train on, to standard output."""
     path = resolve(config.model, config.trust_remote_code)
     model_config = read_config(path, config.trust_remote_code)
-    data, _ = read_data(config, path, model_config.get_text_config().vocab_size)
+    tokenizer = load_tokenizer(path, config)
+    data, _ = read_data(config, tokenizer, model_config.get_text_config().vocab_size)
     show(
         data,
-        load_tokenizer(path, config),
+        tokenizer,
         names=[str(source.path) for source in config.data.all_sources()],
         packed=batch_stream(config, data, 0, packing=True).rows(0),
         max_length=config.max_length,
@@ -131,14 +155,32 @@ def show_data(config: Config, samples: int) -> None:
     )
 
 
-def read_data(config: Config, model_path: Path, vocabulary: int) -> tuple[LoadedData, int]:
-    """The examples to train on, and the id that pads them."""
-    tokenizer = load_tokenizer(model_path, config)
+def read_data(config: Config, tokenizer: Any, vocabulary: int) -> tuple[LoadedData, Examples | None]:
+    """The examples to train on, and those to evaluate on."""
     encoding = Encoding(
         config.max_length, config.too_long, vocabulary, config.data.train_on, config.data.cache_dir
     )  # fmt: skip
-    data = load_data(config.data.all_sources(), tokenizer, encoding)
-    return data, (tokenizer.pad_token_id or 0) if tokenizer else 0
+    data, held_out = load_data(config.data.all_sources(), tokenizer, encoding), None
+    if config.eval_size:
+        data, held_out = hold_out(data, config.eval_size, config.seed)
+    elif sources := config.eval_data.all_sources():
+        held_out = load_data(sources, tokenizer, encoding).examples
+    return data, None if held_out is None else longest_first(held_out)
+
+
+def read_sample_prompts(config: Config, tokenizer: Any, model_path: Path, model_config: Any) -> Prompts | None:
+    """What is answered between two steps."""
+    if not config.sample_prompts:
+        return None
+    texts = read_prompts(config.sample_prompts)
+    stop = stop_ids(model_path, model_config, tokenizer)
+    decoding = Decoding(config.sample_max_new_tokens, stop, config.sample_temperature, seed=config.seed)
+    return make_prompts(texts, tokenizer, model_path, model_config, decoding, config.sample_raw)
+
+
+def pad_id_of(tokenizer: Any) -> int:
+    """The token id that fills a batch up; it is never trained."""
+    return (tokenizer.pad_token_id or 0) if tokenizer else 0
 
 
 def batch_stream(config: Config, data: LoadedData, pad_id: int, packing: bool) -> BatchStream:
@@ -156,13 +198,18 @@ def batch_stream(config: Config, data: LoadedData, pad_id: int, packing: bool) -
 
 def load_tokenizer(model_path: Path, config: Config) -> Any:
     """The model's tokenizer with the run's chat template; None where it has none: tokenized records need none."""
-    from transformers import AutoTokenizer
-
-    tokenizer = None
-    if any((model_path / name).exists() for name in TOKENIZER_FILES):
-        tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=config.trust_remote_code)
+    tokenizer = tokenizer_of(model_path, config.trust_remote_code)
     apply_chat_template(config.data, tokenizer)
     return tokenizer
+
+
+def tokenizer_of(model_path: Path, trust_remote_code: bool) -> Any:
+    """The tokenizer in a model's directory, or None."""
+    from transformers import AutoTokenizer
+
+    if not any((model_path / name).exists() for name in TOKENIZER_FILES):
+        return None
+    return AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
 
 
 def hyper_at(config: Config, steps: int, step: int) -> AdamWStep:
@@ -180,9 +227,17 @@ def hyper_at(config: Config, steps: int, step: int) -> AdamWStep:
 
 
 def _plan(
-    config: Config, decoder: Decoder, dtype: torch.dtype, machine: Machine, data: LoadedData, kept_size: int | None
+    config: Config,
+    decoder: Decoder,
+    dtype: torch.dtype,
+    machine: Machine,
+    data: LoadedData,
+    held_out: Examples | None,
+    prompts: Prompts | None,
+    kept_size: int | None,
 ) -> Plan:
-    length, rows = _rows_to_plan_for(config, data)
+    longest, rows = _rows_to_plan_for(config, data, held_out)
+    answers, length = _plan_answers(config, decoder, dtype, prompts, longest)
     workload = Workload(
         config.batch_size,
         length,
@@ -193,7 +248,7 @@ def _plan(
     )
     host = config.budget.host_bytes or machine.host_bytes
     gpu = machine.allocatable_bytes(config.budget.gpu_bytes)
-    work = measure_work(decoder, length, dtype, rows)
+    work = replace(measure_work(decoder, length, dtype, rows), answers=answers)
 
     def plan_of(workload: Workload) -> Plan:
         return make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, process_bytes=resident_bytes())
@@ -206,10 +261,27 @@ def _plan(
     return plan_of(workload)
 
 
-def _rows_to_plan_for(config: Config, data: LoadedData) -> tuple[int, list[Row]]:
+def _rows_to_plan_for(config: Config, data: LoadedData, held_out: Examples | None) -> tuple[int, list[Row]]:
     """(tokens of the longest row, the documents in the hungriest ones or None)."""
-    lengths = data.examples.lengths.numpy()
-    if not config.packing:
-        return int(lengths.max()), [None]
-    rows = batch_stream(config, data, 0, packing=True).rows(0)
-    return config.max_length, [*extreme_rows(rows, lengths, config.max_length)]
+    if config.packing:
+        rows = batch_stream(config, data, 0, packing=True).rows(0)
+        return config.max_length, [*extreme_rows(rows, data.examples.lengths.numpy(), config.max_length)]
+    return max(int(examples.lengths.max()) for examples in (data.examples, held_out) if examples is not None), [None]
+
+
+def _plan_answers(
+    config: Config, decoder: Decoder, dtype: torch.dtype, prompts: Prompts | None, longest: int
+) -> tuple[Answers | None, int]:
+    """What answering sample prompts needs, and the longest sequence of a pass with them."""
+    if prompts is None:
+        return None, longest
+    cache = measure_keys_and_values(decoder, dtype)
+    if cache is None:
+        print("sample_prompts: the model keeps no keys and values, so each new token computes its whole prompt again")
+    needed = pass_length(prompts.longest, prompts.decoding.max_new_tokens, cached=cache is not None)
+    if needed > config.max_length:
+        raise ConfigError(
+            f"sample_prompts: a pass over {needed} tokens is longer than max_length = {config.max_length}",
+            "shorten the prompts or their answers, or raise max_length",
+        )
+    return Answers(len(prompts.tokens), prompts.longest_sequence, cache), max(longest, needed)

@@ -5,7 +5,7 @@ from collections import deque
 from rich.console import Console
 
 from slideformer.events import Listener
-from slideformer.metrics import EvalStats, RunRecord, StepStats
+from slideformer.metrics import EvalStats, RunRecord, Sample, StepStats
 from slideformer.panel import LivePanel
 from slideformer.units import format_bytes, format_seconds
 
@@ -42,6 +42,11 @@ class PlainLines(Listener):
         found = f"held-out loss {stats.loss:.4f}  perplexity {stats.perplexity:.4g}"
         took = f"{stats.tokens:,} tokens in {format_seconds(stats.seconds)}"
         self._console.print(f"step {stats.step}/{self._total_steps}  {found}  {took}", soft_wrap=True, highlight=False)
+
+    def sampled(self, samples: list[Sample]) -> None:
+        for sample in samples:
+            lines = f"prompt: {sample.prompt}\nanswer after step {sample.step}: {sample.answer}"
+            self._console.print(lines, soft_wrap=True, markup=False, highlight=False)
 
     def _summary(self, stats: StepStats) -> str:
         seconds_a_step = sum(self._recent_seconds) / len(self._recent_seconds)

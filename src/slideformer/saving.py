@@ -4,6 +4,9 @@ import shutil
 import time
 from pathlib import Path
 
+import torch
+
+from slideformer.best_model import BestModel
 from slideformer.engine.engine import Engine
 from slideformer.engine.pretrained import DTYPES
 from slideformer.job import Job
@@ -36,11 +39,25 @@ def save(engine: Engine, job: Job, directory: Path) -> None:
     print(f"saved {directory}")
 
 
+def save_result(engine: Engine, job: Job, best: BestModel) -> None:
+    """Write what the run came to, to `output_dir`: its last model, or the best one where that is wished for."""
+    config = job.config
+    stats = best.stats if config.load_best_model_at_end else None
+    if stats is None:
+        save(engine, job, config.output_dir)
+        return
+    print(f"the best model is that of step {stats.step}, with a held-out loss of {stats.loss:.4f}")
+    _copy_model(best.path, config.output_dir, job.dtype, config.trust_remote_code)
+
+
 def export(source: Path, out: Path, dtype: str) -> None:
     """Copy a saved model in another dtype ("bf16" or "fp32")."""
-    path = resolve(str(source))
-    config = read_config(path)
-    model = build_on_meta(config)
+    _copy_model(resolve(str(source)), Path(out), DTYPES[dtype])
+
+
+def _copy_model(source: Path, out: Path, dtype: torch.dtype, trust_remote_code: bool = False) -> None:
+    config = read_config(source, trust_remote_code)
+    model = build_on_meta(config, None, trust_remote_code)
     names = {name: [name] for name, _ in model.named_parameters()}
-    stream_out(Path(out), model, config, stream_in(path, model, names), dtype=DTYPES[dtype], tokenizer_from=path)
+    stream_out(out, model, config, stream_in(source, model, names), dtype=dtype, tokenizer_from=source)
     print(f"saved {out}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from slideformer.best_model import BestModel
 from slideformer.callbacks.trackers import tracker_callbacks
 from slideformer.callbacks.transformers_callbacks import Callback, HuggingFaceListener
 from slideformer.config import Config, as_config
@@ -17,18 +18,19 @@ from slideformer.engine.engine import Engine
 from slideformer.engine.parity import check_parity
 from slideformer.engine.random_weights import random_weights
 from slideformer.errors import NonFinite
+from slideformer.evaluation import Interludes
 from slideformer.events import Listener, Listeners, Wishes
 from slideformer.job import Job, hyper_at, load_tokenizer, prepare
 from slideformer.measured_lanes import measured
-from slideformer.metrics import RunRecord, host_peak_bytes
+from slideformer.metrics import EvalStats, RunRecord, host_peak_bytes
 from slideformer.models.architecture import build_on_meta
 from slideformer.models.stream_in import stream_in
 from slideformer.plan.planner import Plan
 from slideformer.progress import progress
 from slideformer.recorder import Recorder
 from slideformer.resume import AUTO, Candidate, find_candidates, restore_newest
-from slideformer.run_directory import RunDirectory
-from slideformer.saving import save, save_checkpoint
+from slideformer.run_directory import EVALS, RunDirectory, read_log
+from slideformer.saving import save_checkpoint, save_result
 from slideformer.stop_request import StopRequest
 from slideformer.storage.checkpoint import remove_hidden
 from slideformer.storage.lock import locked
@@ -81,6 +83,8 @@ class Trainer:
         candidates = find_candidates(config)
         job = prepare(config, candidates[0].manifest.run.micro_batch_size if candidates else None)
         print(job.data.report)
+        if job.held_out is not None:
+            print(f"held out for evaluation: {len(job.held_out):,} records, {int(job.held_out.lengths.sum()):,} tokens")
         if config.parity_check:
             print(check_parity(job.model_config, config.trust_remote_code, config.packing))
         print(job.plan)
@@ -96,21 +100,31 @@ class Trainer:
         """The loop, told to everybody who listens; `done` steps of an earlier run are not done again."""
         records = RunDirectory(self.config.output_dir, done)
         listener = Listeners(records, progress(self.config.logging_steps), *self._listeners, *more)
+        past = read_log(self.config.output_dir / EVALS, EvalStats)
+        best = BestModel(self.config.output_dir, begin=done is None)
+        interludes = Interludes(engine, job, listener, self._wishes, past, best)
         try:
             listener.began(run_record(job), done or 0)
             with StopRequest(self._wishes), _explained(engine, job.batches()):
-                return self._loop(engine, job, done or 0, listener)
+                return self._loop(engine, job, done or 0, listener, interludes)
         finally:
             listener.ended()
 
-    def _loop(self, engine: Engine, job: Job, done: int, listener: Listener) -> Path | None:
+    def _loop(self, engine: Engine, job: Job, done: int, listener: Listener, interludes: Interludes) -> Path | None:
         """Steps `done` + 1 to the last; or, if a stop is wished for, to the checkpoint that is returned."""
         config, wishes, stream = self.config, self._wishes, job.batches()
         recorder, step = Recorder(engine, listener, stream.steps_per_epoch), done
+        if not done:
+            interludes.hold(0)
+            recorder.resume()
         for step in range(done + 1, job.steps + 1):
             batch, hyper = stream.at(step - 1), hyper_at(config, job.steps, step)
             recorder.add(step, hyper, batch, engine.train_step(batch, hyper, config.max_grad_norm))
-            if wishes.finish:
+            if interludes.due(step):
+                recorder.finish()
+                interludes.hold(step)
+                recorder.resume()
+            if interludes.enough or wishes.finish:
                 break
             due = config.save_steps and step % config.save_steps == 0
             if step < job.steps and (wishes.stop or wishes.save or due):
@@ -123,7 +137,7 @@ class Trainer:
                 recorder.resume()
         recorder.finish()
         wishes.finish = False
-        save(engine, job, config.output_dir)
+        save_result(engine, job, interludes.best)
         listener.saved(step, config.output_dir)
         return None
 
@@ -184,6 +198,8 @@ def _explained(engine: Engine, stream: BatchStream) -> Iterator[None]:
     try:
         yield
     except NonFinite as error:
+        if not error.step:  # a sample answer, not a step
+            raise
         batch = stream.at(error.step - 1)
         place = engine.find_non_finite(batch)
         records = ", ".join(map(str, batch.indices[:8]))

@@ -7,15 +7,15 @@ import pytest
 import yaml
 
 from slideformer import errors
-from slideformer.config import SOURCE_PREFIX, setting_fields
+from slideformer.config import SOURCE_PREFIXES, setting_fields
 from slideformer.data_settings import Source
 
-COMMANDS = ("train", "plan", "data", "export", "demo", "doctor", "completion", "report")
+COMMANDS = ("train", "plan", "data", "export", "demo", "doctor", "completion", "report", "generate")
 
 
 def test_every_setting_is_on_the_settings_page():
     page = make_reference.settings_page()
-    for key, field in [*setting_fields(), *setting_fields(Source, SOURCE_PREFIX)]:
+    for key, field in [*setting_fields(), *setting_fields(Source, SOURCE_PREFIXES[0])]:
         (row,) = (line for line in page.splitlines() if line.startswith(f"| `{key}` |"))
         assert field.description and field.description in row.replace("\\|", "|")
 

@@ -172,7 +172,7 @@ def test_a_larger_batch_than_planned_is_refused_and_nothing_is_broken():
         with pytest.raises(ValueError, match="5 sequences of up to .* built for 4 of up to 24"):
             engine.train_step(batch_at(RECORDS, 5, 0), hyper_at(1))
         with pytest.raises(ValueError, match="2 sequences of up to 30 tokens"):
-            engine.evaluate(batch_at(make_records(2, lengths=(30, 30)), 2, 0))
+            engine.evaluate([batch_at(RECORDS, 4, 0), batch_at(make_records(2, lengths=(30, 30)), 2, 0)])
         engine.train_step(batch_at(RECORDS, 4, 0), hyper_at(1))
 
 
@@ -204,7 +204,7 @@ def test_evaluation_equals_the_model_and_leaves_no_trace(family: str, max_norm: 
             seen = []
             for k in range(3):
                 if evaluating:
-                    seen += [engine.evaluate(held_out), engine.evaluate(held_out)]
+                    seen += [engine.evaluate([held_out]).loss, engine.evaluate([held_out]).loss]
                 engine.train_step(batch_at(RECORDS, 4, k), hyper_at(k + 1), max_norm)
             return seen, states_of(engine)
 
@@ -222,8 +222,8 @@ def test_a_failed_evaluation_is_the_end_but_training_mode_is_back(monkeypatch: p
 
     with tiny_engine(of) as engine:
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("slideformer.engine.compute.head_loss", fail)
-            engine.evaluate(batch_at(RECORDS, 4, 0))
+            patch.setattr("slideformer.engine.compute.add_head_loss", fail)
+            engine.evaluate([batch_at(RECORDS, 4, 0)])
         assert of.decoder.model.training
         with pytest.raises(EngineFailed):  # the window is not what it was
             engine.train_step(batch_at(RECORDS, 4, 0), hyper_at(1))
@@ -259,7 +259,7 @@ def test_an_update_that_raises_reaches_the_caller_and_refuses_the_next_step(
         refusals: list[Callable[[], object]] = [
             lambda: engine.train_step(batch_at(RECORDS, 4, 2), hyper_at(3), max_norm),
             engine.drain,
-            lambda: engine.evaluate(batch_at(RECORDS, 4, 2)),
+            lambda: engine.evaluate([batch_at(RECORDS, 4, 2)]),
             lambda: dict(engine.weights(torch.float32)),
         ]
         for refused in refusals:

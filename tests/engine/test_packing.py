@@ -86,8 +86,8 @@ def test_loss_and_gradients_are_those_of_unpacked_training(family: str, placemen
 def test_the_same_engine_takes_padded_rows(family: str):
     """Evaluation on data that is not packed, with the engine that trains packed."""
     with tiny_engine(tiny(family), replace(BASE, micro_batch_size=5)) as engine:
-        assert engine.evaluate(PADDED) == pytest.approx(plain(family)[0], rel=1e-6)
-        assert engine.evaluate(PACKED) == pytest.approx(plain(family)[0], rel=1e-6)
+        assert engine.evaluate([PADDED]).loss == pytest.approx(plain(family)[0], rel=1e-6)
+        assert engine.evaluate([PACKED]).loss == pytest.approx(plain(family)[0], rel=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -135,11 +135,11 @@ def test_timing_does_not_change_a_bit():
 
 def test_padding_is_not_read():
     with tiny_engine(tiny("llama"), BASE) as engine:
-        loss = engine.evaluate(PACKED)
+        loss = engine.evaluate([PACKED]).loss
         ids = PACKED.input_ids.clone()
         for row, length in zip(ids, PACKED.lengths, strict=True):
             row[length:] = 99
-        assert engine.evaluate(replace(PACKED, input_ids=ids)) == pytest.approx(loss, rel=1e-6)
+        assert engine.evaluate([replace(PACKED, input_ids=ids)]).loss == pytest.approx(loss, rel=1e-6)
 
 
 def test_a_layer_that_is_not_finite_is_found_in_packed_rows():
@@ -161,7 +161,7 @@ def test_rows_longer_than_the_table_of_positions():
     batch = collate_packed([EXAMPLES[:6], EXAMPLES[6:7]], pad_id=0)
     assert max(batch.lengths) > 24 and max(batch.lengths) - min(batch.lengths) > 24
     with tiny_engine(of, Sizes(2, 2, 1, max(batch.lengths), 2, 0, head_chunk=13)) as engine:
-        assert engine.evaluate(batch) == pytest.approx(
+        assert engine.evaluate([batch]).loss == pytest.approx(
             float(mean_loss(model, collate(EXAMPLES[:7], 0)).detach()), rel=1e-6
         )
     length = max(batch.lengths)

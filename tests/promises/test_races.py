@@ -17,12 +17,14 @@ from tiny_models import tiny_model
 from tiny_runs import SIZES, Subject, batch_at, hyper_at, make_records, same_bits, states_of, subject, tiny_engine
 
 import slideformer
+from slideformer.engine.inference import InferenceEngine
+from slideformer.engine.sampling import Decoding
 from slideformer.layout import FlatLayout
 from slideformer.memory.embedding import EmbeddingTable
 from slideformer.memory.feed import TokenFeed
 from slideformer.memory.gradients import copy_async
 from slideformer.memory.host import HostAllocator, LayerState
-from slideformer.plan.sizes import Sizes
+from slideformer.plan.sizes import InferenceSizes, Sizes
 from slideformer.schedule_fuzzer import FORWARDING, Scheduler, fuzzed_lanes
 from slideformer.streams import Lanes, inline_lanes
 
@@ -58,7 +60,7 @@ class Training:
                     first = results.pop(0)
                     seen += [first.loss, first.grad_norm]
                 if step == 2 and not self.late:
-                    seen.append(engine.evaluate(batch_at(SHORT, 4, 0)))
+                    seen.append(engine.evaluate([batch_at(SHORT, 4, k) for k in range(2)]).loss)
             return {"seen": torch.tensor(seen, dtype=torch.float64), **states_of(engine)}
 
 
@@ -90,6 +92,16 @@ def feeds(lanes: Lanes) -> Outcome:
     return {str(k): copy for k, copy in enumerate(copies)}
 
 
+def generates(lanes: Lanes) -> Outcome:
+    """Two groups of prompts, four tokens each."""
+    of = tiny("mistral")
+    start = dict(of.model.named_parameters())
+    with InferenceEngine(of.decoder, InferenceSizes(2, 2, 2, max_length=5), torch.float32, lanes) as engine:
+        engine.load((u, {n: start[n].detach() for n in names}) for u, names in engine.parameter_groups().items())
+        answers = engine.generate([[3, 4, 5], [6], [7, 8], [9]], Decoding(4))
+    return {str(k): torch.tensor(answer) for k, answer in enumerate(answers)}
+
+
 TIGHT = replace(SIZES, max_length=9, host_boundaries=3, window_depth=2, gradient_slots=2)
 CLIPPED = replace(TIGHT, gradient_slots=3)
 SCENARIOS: dict[str, Callable[[Lanes], Outcome]] = {
@@ -101,6 +113,7 @@ SCENARIOS: dict[str, Callable[[Lanes], Outcome]] = {
     ),
     "gathers": gathers,
     "feeds": feeds,
+    "generates": generates,
 }
 
 

@@ -149,7 +149,7 @@ def poisoned(model: Path, directory: Path, name: str, value: float) -> Path:
 
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file of a saved model; what the run says of itself is not part of it."""
-    told = {"metrics.jsonl", "run.json"}
+    told = {"metrics.jsonl", "evals.jsonl", "samples.jsonl", "run.json"}
     return {f.name: f.read_bytes() for f in directory.iterdir() if f.is_file() and f.name not in told}
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from slideformer.engine.tape import Tape, as_leaves
-from slideformer.kernels.cross_entropy import cross_entropy
+from slideformer.kernels.cross_entropy import cross_entropy, negative_log_likelihood
 from slideformer.memory.gradients import Accumulator
 from slideformer.models.architecture import Decoder
 from slideformer.models.packed_attention import Documents
@@ -161,20 +161,19 @@ def head_loss_and_gradient(
     return decoder.boundary.from_tokens(dx, batch.input_ids.shape[0])
 
 
-def head_loss(
-    decoder: Decoder,
-    weight: Tensor,
-    shell: Weights,
-    x: Tensor,
-    batch: MicroBatch,
-    trained_tokens: int,
-    chunk: int,
-    loss: Tensor,
+def add_head_loss(
+    decoder: Decoder, weight: Tensor, shell: Weights, x: Tensor, batch: MicroBatch, chunk: int, total: Tensor
 ) -> None:
-    """The loss alone, added to `loss`."""
+    """Add the negative log-likelihood of the micro-batch's trained tokens to `total` (fp64 scalar)."""
     flat = decoder.boundary.by_token(x)
     with torch.no_grad():
         for positions, targets in zip(batch.positions.split(chunk), batch.targets.split(chunk), strict=True):
             hidden = decoder.boundary.from_tokens(flat.index_select(0, positions), len(positions))
             logits = decoder.logits(hidden, weight, None, shell).flatten(0, 1)
-            loss.add_(cross_entropy(logits, targets, 1.0 / trained_tokens)[0])
+            total.add_(negative_log_likelihood(logits, targets))
+
+
+def next_logits(decoder: Decoder, weight: Tensor, shell: Weights, last: Tensor, out: Tensor) -> None:
+    """Logits of hidden states [b, 1, hidden] behind the last block, to `out` (fp32 [b, vocabulary])."""
+    with torch.no_grad():
+        out.copy_(decoder.logits(last.contiguous(), weight, None, shell).flatten(0, 1))

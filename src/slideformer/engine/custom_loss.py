@@ -77,7 +77,7 @@ def custom_loss_and_gradient(
     extra: Mapping[str, Tensor],
     decoder: Decoder,
     weight: Tensor,
-    weight_gradient: Tensor,
+    weight_gradient: Tensor | None,
     shell: Weights,
     x: Tensor,
     batch: MicroBatch,
@@ -91,24 +91,25 @@ def custom_loss_and_gradient(
     Args:
         extra: name -> [b * t, ...] on the device.
     """
-    leaves = as_leaves(dict(shell))
-    flat = x.flatten(0, -2)
+    leaves = as_leaves(dict(shell), decoder.frozen)
+    trained = [leaf for leaf in leaves.values() if leaf.requires_grad]
+    flat = decoder.boundary.by_token(x)
     dx = torch.zeros_like(flat)
 
     def logits_of(hidden: Tensor) -> Tensor:
         return decoder.logits(hidden, weight, weight_gradient, leaves)
 
     for positions, targets in zip(batch.positions.split(chunk), batch.targets.split(chunk), strict=True):
-        hidden = flat.index_select(0, positions).unsqueeze(1).requires_grad_()
+        hidden = decoder.boundary.from_tokens(flat.index_select(0, positions), len(positions)).requires_grad_()
         chosen = {name: value.index_select(0, positions) for name, value in extra.items()}
         with torch.enable_grad():
             share = _checked(loss_of(TokenChunk(hidden, logits_of, targets, chosen, trained_tokens)))
-        d_hidden, *gradients = torch.autograd.grad(share, [hidden, *leaves.values()], allow_unused=True)
+        d_hidden, *gradients = torch.autograd.grad(share, [hidden, *trained], allow_unused=True)
         if d_hidden is not None:
-            dx.index_copy_(0, positions, d_hidden.squeeze(1))
+            dx.index_copy_(0, positions, decoder.boundary.by_token(d_hidden))
         into.add(gradients)
         loss.add_(share.detach())
-    return dx.view_as(x)
+    return decoder.boundary.from_tokens(dx, batch.input_ids.shape[0])
 
 
 def _checked(share: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The engine: builds the parts, owns them, and closes them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from slideformer.data.batches import Batch
-from slideformer.engine import diagnose, evaluate
+from slideformer.engine import diagnose
 from slideformer.engine.custom_loss import TokenLoss, head_passes
+from slideformer.engine.evaluate import Evaluation, evaluate
+from slideformer.engine.generate import OnToken, batching_for, generate
 from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, UNUSED, Machinery, StepResult
+from slideformer.engine.sampling import Decoding
 from slideformer.engine.step import train_step
 from slideformer.errors import EngineFailed
 from slideformer.kernels.attention import preferred_attention
@@ -177,12 +180,35 @@ class Engine:
             with self._final_if_it_fails():
                 self._machinery.updates.wait_done(self._pending.pending)
 
-    def evaluate(self, batch: Batch) -> float:
-        """Mean negative log-likelihood of a batch's trained tokens, forward only; leaves no trace on training."""
-        self._check_size(batch)
+    def evaluate(self, batches: Sequence[Batch]) -> Evaluation:
+        """The loss over the trained tokens of all batches, forward only; leaves no trace on training.
+
+        Args:
+            batches: at least one; each of at most the sequences, of at most the length, that `sizes` names.
+        """
+        for batch in batches:
+            self._check_size(batch)
         self.drain()
         with self._final_if_it_fails(), preferred_attention(self.lanes.device):
-            return evaluate.loss(self._machinery, batch.split(self.sizes.micro_batch_size))
+            split = [batch.split(self.sizes.micro_batch_size) for batch in batches]
+            return evaluate(self._machinery, split, self.sizes.head_chunk)
+
+    def generate(
+        self, prompts: Sequence[list[int]], decoding: Decoding, on_token: OnToken | None = None
+    ) -> list[list[int]]:
+        """Answers to prompts (token ids), through the window; leaves no trace on training.
+
+        Args:
+            prompts: none empty, each of at most `sizes.max_length` tokens.
+            on_token: told of (number of the prompt, token) as soon as it is chosen.
+        """
+        sizes = self.sizes
+        batching = batching_for(
+            self.decoder, prompts, decoding, sizes.micro_batch_size, sizes.micro_batches, sizes.max_length
+        )
+        self.drain()
+        with self._final_if_it_fails():  # attention in PyTorch's own order: padding rows are masked as a whole
+            return generate(self._machinery, prompts, decoding, batching, on_token)
 
     def find_non_finite(self, batch: Batch) -> str:
         """Where a batch's forward, or the weights, first stop being finite, in words; for a step that failed."""

@@ -1,34 +1,38 @@
 """Forward only: the loss of held-out batches through the same window."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 
 from slideformer.data.batches import Batch
 from slideformer.engine import compute
-from slideformer.engine.machinery import Machinery
+from slideformer.engine.forward import ForwardMachinery, Passes
 
 
-def loss(e: Machinery, micro_batches: list[Batch]) -> float:
-    """Mean negative log-likelihood of the trained tokens, without dropout; waits for the result."""
-    run, decoder, n = e.lanes.compute.run, e.decoder, e.decoder.depth
-    total = torch.empty((), dtype=torch.float32, device=e.lanes.device)
+@dataclass(frozen=True)
+class Evaluation:
+    """The mean negative log-likelihood `loss` of `tokens` trained tokens."""
+
+    loss: float
+    tokens: int
+
+
+def evaluate(e: ForwardMachinery, batches: Sequence[list[Batch]], head_chunk: int) -> Evaluation:
+    """The loss over all batches (lists of micro-batches), without dropout; the host waits once, at the end.
+
+    Summed in fp64 over tokens, so that how they were split into batches decides nothing but rounding.
+
+    Args:
+        head_chunk: tokens whose logits exist at once.
+    """
+    run, total = e.lanes.compute.run, torch.empty((), dtype=torch.float64, device=e.lanes.device)
     run(total.zero_)
-    trained = sum(batch.trained_tokens for batch in micro_batches)
-    with decoder.without_dropout():
-        batches, rows, _ = e.feed(micro_batches, seed=0)
-        shell = e.fetch_shell()
-        inputs = [run(compute.enter, decoder, batch, rows, shell) for batch in batches]
-        xs = [run(compute.hidden_of, entered) for entered in inputs]
-        e.fetch(range(e.window.depth))
-        for i in range(n):
-            weights = e.window.layer(i)
-            for m, batch in enumerate(batches):
-                xs[m] = run(compute.block_forward, decoder, i, weights, xs[m], inputs[m], batch)
-            e.window.release(i)
-            e.fetch([i + e.window.depth])
-        head = e.head.weight()
-        for m, batch in enumerate(batches):
-            run(compute.head_loss, decoder, head, shell, xs[m], batch, trained, e.head_chunk, total)
+    with e.decoder.without_dropout(), Passes(e) as passes:
+        for k, micro_batches in enumerate(batches):
+            enters = [compute.enter] * len(micro_batches)
+            for batch, x in zip(*passes.hidden(micro_batches, enters, more=k + 1 < len(batches)), strict=True):
+                run(compute.add_head_loss, e.decoder, passes.head, passes.shell, x, batch, head_chunk, total)
         e.lanes.compute.record().wait()
-    e.head.release()
-    e.release_shell()
-    return float(total)
+    tokens = sum(micro_batch.trained_tokens for batch in batches for micro_batch in batch)
+    return Evaluation(float(total) / tokens, tokens)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import chain
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -169,14 +170,9 @@ class Machinery:
     def feed(self, micro_batches: list[Batch], seed: int) -> tuple[list[MicroBatch], Tensor, Tensor]:
         """Token ids and the embedding rows they use, on the device: (micro-batches, rows [u, width], row ids [u])."""
         self.updates.wait_fresh(EMBEDDING)
-        rows, row_of = self.table.gather(torch.cat([batch.input_ids.flatten() for batch in micro_batches]))
-        rows_of_each = row_of.split([batch.input_ids.numel() for batch in micro_batches])
-        pieces = [_pieces(batch, of) for batch, of in zip(micro_batches, rows_of_each, strict=True)]
-        row_ids, *sent = self._token_feed.send([self.table.row_ids, *chain.from_iterable(pieces)])
-        arrived = iter(sent)
-        arrived_of_each = [[next(arrived) for _ in sent_of_one] for sent_of_one in pieces]
-        seeds = [(seed * self.sizes.micro_batches + m) * (self.decoder.depth + 1) for m in range(len(micro_batches))]
-        return list(map(_arrived, micro_batches, arrived_of_each, seeds)), rows, row_ids
+        depth = self.decoder.depth
+        seeds = [(seed * self.sizes.micro_batches + m) * (depth + 1) for m in range(len(micro_batches))]
+        return send_batches(micro_batches, seeds, self.table, self._token_feed)
 
     def hidden_shape(self, batch: MicroBatch) -> torch.Size:
         b, t = batch.input_ids.shape
@@ -292,3 +288,25 @@ def _arrived(batch: Batch, pieces: list[Tensor], seed: int) -> MicroBatch:
     ids, row_of, positions, targets, *places = pieces
     documents = Documents(places[0], places[1], batch.spans) if places else None
     return MicroBatch(ids, row_of, positions, targets, seed, documents)
+
+
+class HasRows(Protocol):
+    """An embedding whose rows can be sent to the device."""
+
+    @property
+    def row_ids(self) -> Tensor: ...
+
+    def gather(self, token_ids: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+def send_batches(
+    micro_batches: list[Batch], seeds: list[int], table: HasRows, token_feed: TokenFeed
+) -> tuple[list[MicroBatch], Tensor, Tensor]:
+    """Micro-batches on the device, the embedding rows they use [u, width] and those rows' ids [u]."""
+    rows, row_of = table.gather(torch.cat([batch.input_ids.flatten() for batch in micro_batches]))
+    rows_of_each = row_of.split([batch.input_ids.numel() for batch in micro_batches])
+    pieces = [_pieces(batch, of) for batch, of in zip(micro_batches, rows_of_each, strict=True)]
+    row_ids, *sent = token_feed.send([table.row_ids, *chain.from_iterable(pieces)])
+    arrived = iter(sent)
+    arrived_of_each = [[next(arrived) for _ in sent_of_one] for sent_of_one in pieces]
+    return list(map(_arrived, micro_batches, arrived_of_each, seeds)), rows, row_ids

@@ -50,22 +50,22 @@ def measure_work(decoder: Decoder, length: int, dtype: torch.dtype, rows: Sequen
     before = torch.cuda.memory_allocated(decoder.device)
     kinds = [(i, row) for i in block_kinds(decoder) for row in rows]
     for warm_up in (_run_block(decoder, *kinds[0], 1, length, dtype), _run_head(decoder, dtype, 16)):
-        _peak_bytes(warm_up)  # libraries allocate their workspaces now
+        peak_bytes(warm_up)  # libraries allocate their workspaces now
     del warm_up
     torch.accelerator.synchronize()
     workspace = torch.cuda.memory_allocated(decoder.device) - before
-    slope, fixed = _line(
-        lambda b: max(_peak_bytes(_run_block(decoder, *kind, b, length, dtype)) for kind in kinds), length
+    slope, fixed = line_through(
+        lambda b: max(peak_bytes(_run_block(decoder, *kind, b, length, dtype)) for kind in kinds), length
     )  # fmt: skip
     kept = max(
         _held_by(decoder, *kind, 2, length, dtype) - _held_by(decoder, *kind, 1, length, dtype) for kind in kinds
     )
-    few, more = (_peak_bytes(_run_head(decoder, dtype, tokens)) for tokens in (HEAD_TOKENS, 2 * HEAD_TOKENS))
-    inputs = _inputs_bytes(decoder, length, dtype, rows[0])
+    few, more = (peak_bytes(_run_head(decoder, dtype, tokens)) for tokens in (HEAD_TOKENS, 2 * HEAD_TOKENS))
+    inputs = inputs_bytes(decoder, length, dtype, rows[0])
     return Work(slope, fixed, inputs, (more - few) // HEAD_TOKENS, workspace, kept)
 
 
-def _peak_bytes(work: Callable[[], object]) -> int:
+def peak_bytes(work: Callable[[], object]) -> int:
     """Device memory that `work` needs beside what is allocated before it."""
     torch.accelerator.synchronize()
     before = torch.cuda.memory_allocated()
@@ -76,7 +76,7 @@ def _peak_bytes(work: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def _line(bytes_of: Callable[[int], int], length: int) -> tuple[int, int]:
+def line_through(bytes_of: Callable[[int], int], length: int) -> tuple[int, int]:
     """(bytes a sequence, fixed bytes) from one sequence and from as many as a micro-batch preferably has.
 
     A peak is the largest of several moments, each linear in the sequences: between two measured points the line through
@@ -95,8 +95,8 @@ def _line(bytes_of: Callable[[int], int], length: int) -> tuple[int, int]:
 
 def _held_by(decoder: Decoder, i: int, row: Row, batch: int, length: int, dtype: torch.dtype) -> int:
     """Device memory that a block which is kept holds between forward and backward."""
-    weights = _layout(decoder, i).views(_zeros(decoder, i, dtype))
-    inputs, micro_batch = _example(decoder, batch, length, dtype, row)
+    weights = _layout(decoder, i).views(zeros_for(decoder, i, dtype))
+    inputs, micro_batch = example_inputs(decoder, batch, length, dtype, row)
     before = torch.cuda.memory_allocated()
     with preferred_attention(decoder.device):
         tape = compute.block_recorded(decoder, i, weights, inputs.hidden, inputs, micro_batch, keep=True)
@@ -108,16 +108,16 @@ def _layout(decoder: Decoder, i: int) -> FlatLayout:
     return layouts(decoder)[decoder.block_names[i]]
 
 
-def _zeros(decoder: Decoder, i: int, dtype: torch.dtype) -> Tensor:
+def zeros_for(decoder: Decoder, i: int, dtype: torch.dtype) -> Tensor:
     """A slot for block i."""
     return torch.zeros(_layout(decoder, i).numel, dtype=dtype, device=decoder.device)
 
 
 def _run_block(decoder: Decoder, i: int, row: Row, batch: int, length: int, dtype: torch.dtype) -> Callable[[], object]:
     layout = _layout(decoder, i)
-    weights = layout.views(_zeros(decoder, i, dtype))
+    weights = layout.views(zeros_for(decoder, i, dtype))
     into = Accumulator(layout, torch.empty(layout.trained_numel, dtype=dtype, device=decoder.device))
-    inputs, micro_batch = _example(decoder, batch, length, dtype, row)
+    inputs, micro_batch = example_inputs(decoder, batch, length, dtype, row)
     x, dy = torch.randn_like(inputs.hidden), torch.randn_like(inputs.hidden)
 
     def run() -> Tensor | None:
@@ -147,8 +147,8 @@ def _run_head(decoder: Decoder, dtype: torch.dtype, tokens: int) -> Callable[[],
     return run
 
 
-def _example(
-    decoder: Decoder, batch: int, length: int, dtype: torch.dtype, row: Row
+def example_inputs(
+    decoder: Decoder, batch: int, length: int, dtype: torch.dtype, row: Row = None
 ) -> tuple[DecoderInputs, compute.MicroBatch]:
     """What `Decoder.enter` gives for token 0 everywhere."""
     zeros = torch.zeros(batch, length, dtype=torch.int64)
@@ -161,18 +161,23 @@ def _example(
 
 
 def block_kinds(decoder: Decoder) -> list[int]:
-    """One block of each kind: same class, same parameters, same attention."""
-    seen: dict[object, int] = {}
+    """One block of each kind."""
+    return [blocks[0] for blocks in blocks_by_kind(decoder)]
+
+
+def blocks_by_kind(decoder: Decoder) -> list[list[int]]:
+    """The blocks of each kind: same class, same parameters, same attention."""
+    found: dict[object, list[int]] = {}
     for i, block in enumerate(decoder.blocks):
         attention = [getattr(m, "sliding_window", None) for m in block.modules() if hasattr(m, "sliding_window")]
         kind = (type(block), tuple(decoder.block_shapes(i).items()), str(attention))
-        seen.setdefault(kind, i)
-    return list(seen.values())
+        found.setdefault(kind, []).append(i)
+    return list(found.values())
 
 
-def _inputs_bytes(decoder: Decoder, length: int, dtype: torch.dtype, row: Row) -> int:
+def inputs_bytes(decoder: Decoder, length: int, dtype: torch.dtype, row: Row = None) -> int:
     """Masks and rotary tables that the blocks of one sequence share."""
-    inputs, _ = _example(decoder, 1, length, dtype, row)
+    inputs, _ = example_inputs(decoder, 1, length, dtype, row)
     return sum(tensor.nbytes for tensor in _tensors([(call.args, call.kwargs) for call in inputs.calls]))
 
 
@@ -194,17 +199,17 @@ def _tensors(values: object) -> Iterator[Tensor]:
 def _estimate_on_cpu(decoder: Decoder, length: int, dtype: torch.dtype, row: Row) -> Work:
     short = min(length, 64)
     short_row = (min(row[0], short),) if row else None  # the rest is padding: as hungry, and without positions
-    saved = max(_saved_bytes(decoder, i, short, dtype, short_row) for i in block_kinds(decoder)) * length // short
+    saved = max(saved_bytes(decoder, i, short, dtype, short_row) for i in block_kinds(decoder)) * length // short
     fixed = max(layout.numel for layout in model_sizes(decoder).layouts.values()) * dtype.itemsize
-    inputs, logits = _inputs_bytes(decoder, length, dtype, row), decoder.vocabulary * (dtype.itemsize + 12)
+    inputs, logits = inputs_bytes(decoder, length, dtype, row), decoder.vocabulary * (dtype.itemsize + 12)
     return Work(2 * saved, fixed, inputs, logits, 0, kept_bytes=saved)
 
 
-def _saved_bytes(decoder: Decoder, i: int, length: int, dtype: torch.dtype, row: Row) -> int:
+def saved_bytes(decoder: Decoder, i: int, length: int, dtype: torch.dtype, row: Row = None) -> int:
     """What autograd saves of block i over one sequence, weights left out."""
     weights = {n: torch.zeros(s, dtype=dtype, requires_grad=True) for n, s in decoder.block_shapes(i).items()}
     own = {w.untyped_storage().data_ptr() for w in weights.values()}
-    inputs, _ = _example(decoder, 1, length, dtype, row)
+    inputs, _ = example_inputs(decoder, 1, length, dtype, row)
     saved: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from slideformer.engine.engine import Engine
+from slideformer.engine.inference import InferenceEngine
 
 DEFAULT_STANDARD_DEVIATION = 0.02
 
 
-def random_weights(engine: Engine, config: Any, seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def random_weights(engine: Engine | InferenceEngine, config: Any, seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """(unit, name -> values): vectors named as norms are 1, other vectors 0, matrices normal(0, initializer_range).
 
     Drawn on the engine's device, so that billions take seconds.

@@ -21,8 +21,7 @@ def mean_loss(model: str, dataset: "Dataset", *, batch_size: int, max_length: in
     with Engine.from_pretrained(
         model, batch_size=batch_size, max_length=longest, clipping=False, parity_check=False, **engine_settings
     ) as engine:
-        total = sum(engine.evaluate(batch) * batch.trained_tokens for batch in batches)
-    return total / sum(batch.trained_tokens for batch in batches)
+        return engine.evaluate(batches).loss
 
 
 def _batches(dataset: "Dataset", batch_size: int, max_length: int) -> list[Batch]:

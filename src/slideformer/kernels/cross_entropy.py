@@ -7,6 +7,7 @@ d_loss/dz = scale * (softmax(z_i) - onehot(t_i))
 from importlib.util import find_spec
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if find_spec("triton") is not None:
@@ -44,6 +45,18 @@ def cross_entropy(logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor
             torch.autograd.graph.increment_version(logits)  # if something saved them after all, autograd refuses
         return loss, gradient
     return cross_entropy_reference(values, targets, scale)
+
+
+def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss alone (fp32 scalar), summed; the logits are spent.
+
+    Args:
+        logits: [n, vocabulary], rows contiguous, outside of autograd.
+        targets: int64 [n], all valid.
+    """
+    if logits.is_cuda:  # one pass in fp32 without a copy; the gradient it leaves lies where the logits were
+        return cross_entropy(logits, targets, 1.0)[0]
+    return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def cross_entropy_reference(logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,8 @@ A step's gradient has two parts. *Rows*: those of the tokens the step read, whos
 backward begins: their update runs during backward.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,48 @@ from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.planes import join
 from slideformer.streams import Fence, Lanes
+
+
+class RowSender:
+    """Sends the rows of a step's tokens from a table in host memory to the device.
+
+    Args:
+        read_rows: copies the rows with the given ids (int64 [u], ascending) to [u, width] on the host.
+        max_rows: the most distinct rows of a step.
+        dtype: of the rows on the device.
+    """
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        allocator: HostAllocator,
+        read_rows: Callable[[Tensor, Tensor], None],
+        max_rows: int,
+        width: int,
+        dtype: torch.dtype,
+    ):
+        self._lanes, self._read_rows = lanes, read_rows
+        self._gathered = allocator.empty("embedding rows", (max_rows, width), dtype, pinned=True)
+        self._sent: Fence | None = None
+        self.row_ids = torch.empty(0, dtype=torch.int64)
+
+    def gather(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Send the rows of `token_ids` [any] to the device; the table must be up to date.
+
+        Returns:
+            device rows [u, width], for computation submitted from here, and for each token its row among them.
+        """
+        self.row_ids, row_of = torch.unique(token_ids, return_inverse=True)
+        count = self.row_ids.numel()
+        if self._sent is not None:
+            self._sent.wait()
+        self._read_rows(self.row_ids, self._gathered[:count])
+        device_rows = self._lanes.empty((count, self._gathered.shape[1]), self._gathered.dtype)
+        self._lanes.h2d.wait(self._lanes.compute.record())
+        self._lanes.h2d.run(copy_async, self._gathered[:count], device_rows)
+        self._sent = self._lanes.h2d.record()
+        self._lanes.compute.wait(self._sent)
+        return device_rows, row_of
 
 
 class EmbeddingTable:
@@ -41,32 +85,16 @@ class EmbeddingTable:
         self._table_numel = field.numel
         self._padding_row = padding_row
         max_rows = min(max_rows, self.vocabulary)
-        self._gathered = allocator.empty("embedding rows", (max_rows, self.width), dtype, pinned=True)
+        self._sender = RowSender(lanes, allocator, self._read_rows, max_rows, self.width, dtype)
         self._row_gradient = allocator.empty("embedding rows", (max_rows, self.width), dtype, pinned=True)
-        self._sent: Fence | None = None
-        self._rows = torch.empty(0, dtype=torch.int64)
 
     @staticmethod
     def host_bytes_needed(vocabulary: int, width: int, max_rows: int, dtype: torch.dtype) -> int:
         return 2 * min(max_rows, vocabulary) * width * dtype.itemsize
 
     def gather(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Send the rows of `token_ids` [any] to the device; the table must be up to date.
-
-        Returns:
-            device rows [u, width], for computation submitted from here, and for each token its row among them.
-        """
-        self._rows, row_of = torch.unique(token_ids, return_inverse=True)
-        count = self._rows.numel()
-        if self._sent is not None:
-            self._sent.wait()
-        self._gather_on_host(self._gathered[:count])
-        device_rows = self._lanes.empty((count, self.width), self._gathered.dtype)
-        self._lanes.h2d.wait(self._lanes.compute.record())
-        self._lanes.h2d.run(copy_async, self._gathered[:count], device_rows)
-        self._sent = self._lanes.h2d.record()
-        self._lanes.compute.wait(self._sent)
-        return device_rows, row_of
+        """`RowSender.gather`: device rows [u, width], and each token's row among them."""
+        return self._sender.gather(token_ids)
 
     def open_gradient(self, row_ids: Tensor, head_gradient: Tensor | None) -> Tensor:
         """An fp32 buffer [u, width] for the rows' gradient.
@@ -83,36 +111,36 @@ class EmbeddingTable:
 
     def flush_rows(self, ring: GradientRing, unit: int, gradient: Tensor) -> HostGradient:
         """Send the rows' gradient [u, width] to the host."""
-        count = self._rows.numel()
+        count = self.row_ids.numel()
         return ring.flush_into(unit, gradient.view(-1), self._row_gradient[:count].view(-1))
 
     def update_rows(self, hyper: AdamWStep) -> None:
         """Apply the rows' gradient that has landed."""
-        count = self._rows.numel()
-        self.state.adam.step_rows(self._rows, self._row_gradient[:count], hyper, self.width)
+        count = self.row_ids.numel()
+        self.state.adam.step_rows(self.row_ids, self._row_gradient[:count], hyper, self.width)
 
     def update_rest(self, head_gradient: Tensor | None, hyper: AdamWStep) -> None:
         """Update every other row, with a tied head's gradient [vocabulary * width], or with zero."""
-        self.state.adam.step_except_rows(self._rows, head_gradient, hyper, self.width)
+        self.state.adam.step_except_rows(self.row_ids, head_gradient, hyper, self.width)
 
     @property
     def padding_index(self) -> int | None:
         """Where the padding row stands among the rows gathered last."""
-        found = (self._rows == self._padding_row).nonzero() if self._padding_row is not None else self._rows[:0]
+        found = (self.row_ids == self._padding_row).nonzero() if self._padding_row is not None else self.row_ids[:0]
         return int(found[0]) if found.numel() else None
 
     @property
     def row_ids(self) -> Tensor:
         """Sorted ids of the rows gathered last, int64 [u], on the host."""
-        return self._rows
+        return self._sender.row_ids
 
-    def _gather_on_host(self, out: Tensor) -> None:
+    def _read_rows(self, rows: Tensor, out: Tensor) -> None:
         hi = self.state.hi[: self._table_numel].view(self.vocabulary, self.width)
         if out.dtype == torch.bfloat16:
-            torch.index_select(hi, 0, self._rows, out=out)
+            torch.index_select(hi, 0, rows, out=out)
             return
         lo = self.state.lo[: self._table_numel].view(self.vocabulary, self.width)
-        join(hi[self._rows].view(-1), lo[self._rows].view(-1), out.view(-1), self.state.adam.threads)
+        join(hi[rows].view(-1), lo[rows].view(-1), out.view(-1), self.state.adam.threads)
 
 
 def take_rows(table: Tensor, rows: Tensor, out: Tensor) -> None:

@@ -85,7 +85,7 @@ class Decoder:
         model = build_on_meta(config, attention, trust_remote_code)
         model.train()
         if packed:
-            use_packed_attention(model)
+            self._own_attention, self._packed_attention = use_packed_attention(model)
         if customize:
             customize(model)
         self.model = model
@@ -221,6 +221,7 @@ class Decoder:
         shell: Weights,
         seed: int,
         documents: Documents | None = None,
+        **arguments: Any,
     ) -> DecoderInputs:
         """Embed tokens and collect what each block is called with, by the model's own forward.
 
@@ -230,15 +231,18 @@ class Decoder:
             shell: parameters outside blocks.
             seed: draws the dropout masks.
             documents: of packed rows; None: each row is one.
+            arguments: further ones of the model's forward, such as masks, positions or a cache.
         """
         if documents and not self.packed:
             raise ValueError("packed rows for a decoder that was built without packed=True")
-        given = {"position_ids": documents.positions} if documents else {}
+        given = {"input_ids": input_ids, "use_cache": False, **arguments}
+        if documents:
+            given["position_ids"] = documents.positions
         self._embedding.bind(rows, row_of)
         self._chain.start_recording()
         self._seed(seed)
         try:
-            functional_call(self.model, dict(shell), (), {"input_ids": input_ids, "use_cache": False, **given})
+            functional_call(self.model, dict(shell), (), given)
         except StopForward:
             pass
         finally:
@@ -290,6 +294,18 @@ class Decoder:
             self._head.unbind()
 
     @contextmanager
+    def unpacked(self) -> Iterator[None]:
+        """Within, a packed model attends as its family does: over whole rows, with masks, and to keys of a cache."""
+        if not self.packed:
+            yield
+            return
+        self.model.config._attn_implementation = self._own_attention
+        try:
+            yield
+        finally:
+            self.model.config._attn_implementation = self._packed_attention
+
+    @contextmanager
     def without_dropout(self) -> Iterator[None]:
         """Within, the model is in evaluation mode."""
         modules = [self.model, *self.blocks]
@@ -302,7 +318,7 @@ class Decoder:
                 module.train()
 
     def _seed(self, seed: int) -> None:
-        if self.draws_at_random:
+        if self.draws_at_random and self.model.training:  # evaluation draws nothing, and leaves the generator alone
             torch.manual_seed(seed)  # a recomputed forward draws what the first drew
 
 

@@ -60,8 +60,8 @@ def attending(documents: Documents | None) -> Iterator[None]:
         _documents.reset(token)
 
 
-def use_packed_attention(model: PreTrainedModel) -> None:
-    """Make `model` attend within documents only.
+def use_packed_attention(model: PreTrainedModel) -> tuple[str, str]:
+    """Make `model` attend within documents only; returns the names of its own attention and of this one.
 
     Raises:
         UnsupportedModel: its positions cannot be given, or its attention is none that can be taken apart.
@@ -78,6 +78,7 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     name = f"slideformer_packed_{base}"
     AttentionInterface.register(name, partial(packed_attention, base))
     config._attn_implementation = name
+    return base, name
 
 
 def packed_attention(

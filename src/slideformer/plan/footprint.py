@@ -50,6 +50,33 @@ class ModelSizes:
         return [self.layouts[name] for name in self.blocks]
 
 
+LOGIT_BYTES = 16  # of an answer's next token: in fp32, sorted with its index, and as a probability
+
+
+@dataclass(frozen=True)
+class KeyValueSizes:
+    """Memory that a sequence takes in the model's cache: `fixed_bytes` + `token_bytes` for each token.
+
+    `layer_token_bytes` is the share of the largest layer, which exists twice while it grows.
+    """
+
+    token_bytes: float
+    fixed_bytes: float
+    layer_token_bytes: float
+
+    def bytes_needed(self, sequences: int, tokens: int) -> int:
+        return int(sequences * (self.fixed_bytes + tokens * (self.token_bytes + self.layer_token_bytes))) + 1
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Sample prompts that are answered during training: how many, and tokens of the longest with its answer."""
+
+    prompts: int
+    tokens: int
+    cache: KeyValueSizes | None
+
+
 @dataclass(frozen=True)
 class Work:
     """Device memory that computation needs beside the named buffers, per sequence of a micro-batch and at rest.
@@ -61,6 +88,7 @@ class Work:
         logit_bytes: per token of a head chunk, loss and gradient together.
         workspace_bytes: what libraries keep once they have been used.
         kept_bytes: what a block that is kept whole holds of one sequence until its backward, beside its input.
+        answers: what is generated between two steps; None: nothing.
     """
 
     block_bytes: int
@@ -69,6 +97,7 @@ class Work:
     logit_bytes: int
     workspace_bytes: int
     kept_bytes: int = 0
+    answers: Answers | None = None
 
 
 def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
@@ -114,7 +143,15 @@ def device_bytes(model: ModelSizes, work: Work, sizes: Sizes, dtype: torch.dtype
     always["kept for backward"] = min(sizes.kept, n) * sequences * work.kept_bytes
     block_work = work.block_fixed_bytes + work.block_bytes * sizes.micro_batch_size
     head_work = HeadWeight.bytes_needed(model.layouts[model.head].numel, dtype) + work.logit_bytes * sizes.head_chunk
-    return {
+    phases = {
         "head and loss": {**always, "head": head_work + boundary * size, "row gradients": rows * 4},
         "backward": {**always, "block": block_work, "row gradients": rows * 4},
     }
+    if work.answers:
+        at_once = min(work.answers.prompts, sequences)
+        # Nothing waits for backward then; a forward needs less than the backward that was measured.
+        waiting = {"activations": 2 * sizes.micro_batches * boundary * size, "kept for backward": 0}
+        head = model.layouts[model.head].numel * size + at_once * model.vocabulary * LOGIT_BYTES
+        cache = work.answers.cache.bytes_needed(at_once, work.answers.tokens) if work.answers.cache else 0
+        phases["answers"] = {**always, **waiting, "head": head, "block": block_work, "keys and values": cache}
+    return phases

@@ -43,3 +43,33 @@ class Sizes:
         """Integers that a step sends to the device: id, row, position and target of each token, and ids of rows; packed
         also each token's place in its document, and where documents begin and end, one more than there are."""
         return 7 * self.step_tokens + self.micro_batches
+
+
+@dataclass(frozen=True)
+class InferenceSizes:
+    """The sizes of an engine that only generates.
+
+    Attributes:
+        window_depth: layers whose weights are on the device at once.
+        group_size, groups: prompts computed together, and the most of these groups answered at once.
+        max_length: tokens of the longest sequence that enters in one pass.
+    """
+
+    window_depth: int
+    group_size: int
+    groups: int
+    max_length: int
+
+    @property
+    def sequences(self) -> int:
+        return self.group_size * self.groups
+
+    @property
+    def pass_tokens(self) -> int:
+        """Of the largest pass."""
+        return self.sequences * self.max_length
+
+    @property
+    def pass_indices(self) -> int:
+        """Integers that a pass sends to the device: id and row of each token, and ids of rows."""
+        return 3 * self.pass_tokens
