@@ -17,8 +17,9 @@ from slideformer.engine.sampling import Decoding
 from slideformer.errors import ConfigError
 from slideformer.job import device_and_dtype, resident_bytes, tokenizer_of
 from slideformer.kernels.liger import apply_liger, choose_kernels
-from slideformer.models.architecture import Decoder, build_on_meta
+from slideformer.models.architecture import Decoder
 from slideformer.models.hub import CONFIG_FILE, read_config, resolve
+from slideformer.models.meta import build_on_meta
 from slideformer.models.stream_in import stream_in
 from slideformer.plan.inference import InferencePlan, plan_inference
 from slideformer.plan.machine import Machine

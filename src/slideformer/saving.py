@@ -10,8 +10,8 @@ from slideformer.best_model import BestModel
 from slideformer.engine.engine import Engine
 from slideformer.engine.pretrained import DTYPES
 from slideformer.job import Job
-from slideformer.models.architecture import build_on_meta
 from slideformer.models.hub import read_config, resolve
+from slideformer.models.meta import build_on_meta
 from slideformer.models.stream_in import stream_in
 from slideformer.models.stream_out import stream_out
 from slideformer.storage.checkpoint import keep_newest, write_checkpoint

@@ -23,7 +23,7 @@ from slideformer.events import Listener, Listeners, Wishes
 from slideformer.job import Job, hyper_at, load_tokenizer, prepare
 from slideformer.measured_lanes import measured
 from slideformer.metrics import EvalStats, RunRecord, host_peak_bytes
-from slideformer.models.architecture import build_on_meta
+from slideformer.models.meta import build_on_meta
 from slideformer.models.stream_in import stream_in
 from slideformer.plan.planner import Plan
 from slideformer.progress import progress

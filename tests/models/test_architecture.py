@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 
 from slideformer.errors import UnsupportedModel
 from slideformer.models import architecture
-from slideformer.models.architecture import Decoder, block_lists
+from slideformer.models.architecture import Decoder
+from slideformer.models.search import block_lists
 from slideformer.models.stand_ins import HeadMatmul
 
 CPU = torch.device("cpu")

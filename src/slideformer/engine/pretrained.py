@@ -10,8 +10,9 @@ from slideformer.engine.measure import measure_work, model_sizes
 from slideformer.engine.parity import check_parity
 from slideformer.errors import ConfigError
 from slideformer.kernels.liger import apply_liger, choose_kernels
-from slideformer.models.architecture import Decoder, build_on_meta
+from slideformer.models.architecture import Decoder
 from slideformer.models.hub import read_config, resolve
+from slideformer.models.meta import build_on_meta
 from slideformer.models.stream_in import stream_in
 from slideformer.models.stream_out import stream_out
 from slideformer.plan.machine import Machine, resident_bytes

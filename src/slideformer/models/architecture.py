@@ -14,17 +14,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.trainer_pt_utils import get_parameter_names
-from transformers.utils import logging
 
 from slideformer.errors import UnsupportedModel
 from slideformer.models.block_call import leaf_at, leaves_of, with_leaves
 from slideformer.models.boundary import Boundary
+from slideformer.models.meta import build_on_meta, draws_at_random, move_buffers, refuse_untrainable
 from slideformer.models.packed_attention import Documents, attending, use_packed_attention
+from slideformer.models.search import block_lists, reached, refuse_extras, replace_module
 from slideformer.models.stand_ins import (
     NOT_HIDDEN,
     NOT_STREAMABLE,
@@ -79,7 +79,7 @@ class Decoder:
         freeze: Callable[[Iterable[str]], Collection[str]] = lambda names: (),
         packed: bool = False,
     ):
-        _refuse_unsupported(config)
+        refuse_untrainable(config)
         self.config = config = deepcopy(config) if packed else config  # which is told of the packed attention
         self.device, self.packed = device, packed
         model = build_on_meta(config, attention, trust_remote_code)
@@ -94,8 +94,8 @@ class Decoder:
             get_parameter_names(model, [nn.LayerNorm], UNDECAYED_PATTERNS)
         )
         untrained = {name for name, p in model.named_parameters() if not p.requires_grad}  # such as sinusoidal tables
-        self.draws_at_random = _draws_at_random(config.to_dict())
-        _move_buffers(model, device)
+        self.draws_at_random = draws_at_random(config.to_dict())
+        move_buffers(model, device)
         self._take_apart(model)
         self._refuse_shared_parameters()
         self.frozen = frozenset(freeze(self.parameter_shapes)) | self.unused_shapes.keys() | untrained
@@ -111,8 +111,8 @@ class Decoder:
                 f"{type(model).__name__} has a {type(embedding).__name__} embedding and a {type(head).__name__} head",
                 "models with one nn.Embedding and one nn.Linear head can be trained",
             )
-        _refuse_extras(embedding, {"weight"})
-        _refuse_extras(head, {"weight", "bias"})
+        refuse_extras(embedding, {"weight"})
+        refuse_extras(head, {"weight", "bias"})
         self.tied = head.weight is embedding.weight
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.embedding_name, self.head_name = names[id(embedding.weight)], names[id(head.weight)]
@@ -120,8 +120,8 @@ class Decoder:
         self.head_shape = (head.weight.shape[0], head.weight.shape[1])
         self.padding_row = embedding.padding_idx
         self._embedding, self._head = EmbeddingStandIn(embedding), HeadStandIn(head)
-        _replace(model, embedding, self._embedding)
-        _replace(model, head, self._head)
+        replace_module(model, embedding, self._embedding)
+        replace_module(model, head, self._head)
         self._find_chain(model)
 
     def _find_chain(self, model: PreTrainedModel) -> None:
@@ -196,9 +196,9 @@ class Decoder:
             self._side_paths = [
                 [path for path, leaf in leaves_of(call) if leaf.requires_grad] for call in entered.calls
             ]
-            before = set().union(*(_reached(one, shell) for one in [entered.hidden, *self.all_sides(entered)]))
+            before = set().union(*(reached(one, shell) for one in [entered.hidden, *self.all_sides(entered)]))
             hidden = torch.zeros(self.boundary.of(2, 1), device=self.device)
-            behind = _reached(self.logits(hidden, head, None, shell), shell)
+            behind = reached(self.logits(hidden, head, None, shell), shell)
         self.entry_names = frozenset(before)
         self.unused_shapes = {n: s for n, s in self.shell_shapes.items() if n not in before | behind}
         self.shell_shapes = {n: s for n, s in self.shell_shapes.items() if n in before | behind}
@@ -320,88 +320,3 @@ class Decoder:
     def _seed(self, seed: int) -> None:
         if self.draws_at_random and self.model.training:  # evaluation draws nothing, and leaves the generator alone
             torch.manual_seed(seed)  # a recomputed forward draws what the first drew
-
-
-def build_on_meta(
-    config: PreTrainedConfig, attention: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedModel:
-    """The model with its parameters on the meta device and its buffers real."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(
-                config, attn_implementation=attention, trust_remote_code=trust_remote_code
-            )
-    finally:
-        logging.set_verbosity(verbosity)
-    model.tie_weights()  # putting parameters on meta made copies of shared ones
-    return model
-
-
-def _refuse_extras(module: nn.Module, known: set[str]) -> None:
-    """A stand-in for a module with parameters of its own would lose them."""
-    if extras := [name for name, _ in module.named_parameters() if name not in known]:
-        raise UnsupportedModel(
-            f"its {type(module).__name__} has parameters beside {' and '.join(sorted(known))}: {', '.join(extras)}",
-            "models with a plain embedding and a plain linear head can be streamed",
-        )
-
-
-def _reached(output: Tensor, parameters: Weights) -> set[str]:
-    """Names of the parameters that an output depends on."""
-    if not parameters or not output.requires_grad:
-        return set()
-    gradients = torch.autograd.grad(output.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)
-    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
-
-
-def block_lists(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
-    """The ModuleLists of a model with their names, the one with most of the parameters first.
-
-    Raises:
-        UnsupportedModel: there are none.
-    """
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
-    if not lists:
-        raise UnsupportedModel(
-            f"{type(model).__name__} has no list of blocks", "decoder models built of a ModuleList work"
-        )
-    # The sort is stable: of nested lists of equal size (a model with one layer of experts) the outermost comes first.
-    return sorted(lists, key=lambda item: -sum(p.numel() for p in item[1].parameters()))
-
-
-def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    name = next(name for name, module in model.named_modules() if module is old)
-    model.set_submodule(name, new)
-
-
-def _draws_at_random(settings: Mapping[str, Any]) -> bool:
-    """Whether a configuration has dropout or router noise anywhere."""
-    return any(
-        _draws_at_random(value)
-        if isinstance(value, Mapping)
-        else isinstance(value, float) and value > 0 and ("drop" in key or "jitter" in key)
-        for key, value in settings.items()
-    )
-
-
-def _move_buffers(model: nn.Module, device: torch.device) -> None:
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer is not None:
-                module._buffers[name] = buffer.to(device)
-
-
-def _refuse_unsupported(config: PreTrainedConfig) -> None:
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModel(
-            f"{config.model_type} is an encoder-decoder model", "use a decoder-only (causal) language model"
-        )
-    if getattr(config, "output_router_logits", False):
-        raise UnsupportedModel(
-            f"{config.model_type}: the router's auxiliary loss (output_router_logits) is not trained exactly yet",
-            "set output_router_logits to false in the model's config.json",
-        )
-    if getattr(config, "layerdrop", 0):
-        raise UnsupportedModel(f"{config.model_type}: layerdrop skips blocks at random", "set layerdrop to 0")
