@@ -16,6 +16,7 @@ from slideformer.data.examples import Example
 from slideformer.data.packing import best_fit
 from slideformer.engine.engine import Engine
 from slideformer.engine.measure import measure_work, model_sizes
+from slideformer.kernels import varlen_attention
 from slideformer.models import packed_attention as packed
 from slideformer.models.architecture import Decoder
 from slideformer.models.packed_attention import Documents, attending
@@ -82,13 +83,13 @@ def train(engine: Engine, batch: Batch) -> tuple[list[float], list[float]]:
 def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The longest document of each call of the kernel."""
     calls: list[int] = []
-    real = packed.varlen_attn
+    real = varlen_attention.varlen_attn
 
     def counted(*arguments: Any, **named: Any) -> Any:
         calls.append(arguments[5])
         return real(*arguments, **named)
 
-    monkeypatch.setattr(packed, "varlen_attn", counted)
+    monkeypatch.setattr(varlen_attention, "varlen_attn", counted)
     yield calls
 
 
@@ -132,7 +133,7 @@ class Attention(nn.Module):
 def test_the_kernel_against_one_document_after_the_other(
     head_dim: int, window: int | None, value_dim: float, kernel_calls: list[int]
 ):
-    if head_dim > packed._widest_head(torch.device("cuda", 0)):
+    if head_dim > varlen_attention._widest_head(torch.device("cuda", 0)):
         pytest.skip("wider than this GPU's kernel")
     torch.manual_seed(0)
     shapes = [(2, 8, 512, head_dim), (2, 4, 512, head_dim), (2, 4, 512, int(head_dim * value_dim))]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.models.gemma2 import modeling_gemma2
 
 from slideformer.errors import UnsupportedModel
+from slideformer.kernels import varlen_attention
 from slideformer.models import packed_attention as packed
 from slideformer.models.architecture import Decoder
 from slideformer.models.packed_attention import Documents, attending
@@ -104,9 +105,13 @@ def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any
             outputs.append((scores.softmax(-1) @ vs).transpose(0, 1).to(q.dtype))
         return torch.cat(outputs)
 
-    monkeypatch.setattr(packed, "varlen_attn", varlen_attn)
-    monkeypatch.setattr(packed, "_widest_head", lambda device: 256)
+    monkeypatch.setattr(varlen_attention, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(varlen_attention, "_widest_head", lambda device: 256)
+    varlen_attention.agrees_with_reference.cache_clear()
+    assert varlen_attention.agrees_with_reference(torch.device("cpu"), torch.bfloat16)
+    calls.clear()
     yield calls
+    varlen_attention.agrees_with_reference.cache_clear()
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 6, 7, 100])
@@ -142,10 +147,6 @@ def test_what_the_kernel_does_not_compute_is_left_to_the_base(
 ):
     packed_output(base, tensors(dtype), WithSoftCap(), **arguments)
     assert kernel_calls == []
-
-
-def test_there_is_no_kernel_on_the_cpu():
-    assert packed._widest_head(torch.device("cpu")) == 0
 
 
 def test_without_documents_each_row_is_one():

@@ -15,20 +15,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 
 from slideformer.errors import UnsupportedModel
+from slideformer.kernels import varlen_attention
 
 BASES = ("sdpa", "eager")
 PADDED = "set packing: false; records are then padded"  # the remedy wherever a model cannot be packed
-HALF_PRECISION = (torch.bfloat16, torch.float16)
 PER_TOKEN = ("position_ids", "cache_position")  # arguments of attention functions that neither way reads
 
 
@@ -102,8 +100,11 @@ def packed_attention(
     if sum(documents.lengths) != b * t:
         raise ValueError(f"documents of {sum(documents.lengths)} tokens in {b} rows of {t}")
     query, key, value = (_rows_in_one(tensor) for tensor in (query, key, value))
-    if base == "sdpa" and _varlen_takes(query, value, kwargs):
-        y = _in_one_kernel(query, key, value, documents, sliding_window, kwargs.get("scaling"))
+    if base == "sdpa" and _kernel_knows(kwargs) and varlen_attention.takes(query, value):
+        scale = kwargs.get("scaling")
+        y = varlen_attention.varlen_attention(
+            query, key, value, documents.bounds, documents.lengths, sliding_window, scale
+        )  # fmt: skip
     else:
         y = _one_by_one(base, module, (query, key, value), documents.lengths, sliding_window, kwargs)
     return y.unflatten(1, (b, t)).squeeze(0), None
@@ -136,49 +137,10 @@ def _rows_in_one(tensor: Tensor) -> Tensor:
     return tensor.transpose(1, 2).flatten(0, 1).transpose(0, 1).unsqueeze(0)
 
 
-# ---- one kernel
-
-
-def _varlen_takes(query: Tensor, value: Tensor, kwargs: dict[str, Any]) -> bool:
-    """Whether the kernel computes what is asked for; it knows no dropout, soft-cap or other additions."""
-    plain = not kwargs.get("dropout") and kwargs.get("softcap") is None
+def _kernel_knows(kwargs: dict[str, Any]) -> bool:
+    """Whether all that is asked for is plain attention: the kernel has no dropout, soft-cap or other additions."""
     extras = any(isinstance(given, Tensor) for name, given in kwargs.items() if name not in PER_TOKEN)
-    width = query.shape[-1]
-    fits = value.shape[-1] <= width <= _widest_head(query.device) and width % 8 == 0
-    return query.dtype in HALF_PRECISION and fits and plain and not extras
-
-
-@cache
-def _widest_head(device: torch.device) -> int:
-    """Of PyTorch's variable-length flash kernel with its backward; 0 where there is none."""
-    if device.type != "cuda" or torch.version.hip is not None or not torch.backends.cuda.is_flash_attention_available():
-        return 0
-    major, minor = torch.cuda.get_device_capability(device)
-    if major < 8:
-        return 0
-    return 256 if minor == 0 and major in (8, 9, 10) else 192
-
-
-def _in_one_kernel(
-    query: Tensor, key: Tensor, value: Tensor, documents: Documents, window: int | None, scale: float | None
-) -> Tensor:
-    """[1, heads, tokens, d] -> [1, tokens, heads, d]."""
-    bounds, longest = documents.bounds.to(torch.int32), max(documents.lengths)
-    groups: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if _varlen_names_groups() else {}
-    left = window - 1 if window and window < longest else -1
-    missing = query.shape[-1] - value.shape[-1]  # the kernel wants equal widths; added columns stay columns of zeros
-    query, key, padded = (tensor[0].transpose(0, 1) for tensor in (query, key, F.pad(value, (0, missing))))
-    y = varlen_attn(
-        query, key, padded, bounds, bounds, longest, longest, scale=scale, window_size=(left, 0), **groups
-    )  # fmt: skip
-    assert isinstance(y, Tensor)
-    return y[..., : value.shape[-1]].unsqueeze(0)
-
-
-@cache
-def _varlen_names_groups() -> bool:
-    """Before it had a name for it, `varlen_attn` took fewer key heads than query heads as they came."""
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+    return not kwargs.get("dropout") and kwargs.get("softcap") is None and not extras
 
 
 # ---- the base, one document after the other
