@@ -16,8 +16,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from slideformer import cli, errors
-from slideformer.config import SOURCE_PREFIXES, expected, in_yaml, setting_fields
+from slideformer.config import setting_fields
+from slideformer.config_file import SOURCE_PREFIXES
 from slideformer.data_settings import Source
+from slideformer.setting_words import expected, in_yaml
 
 if TYPE_CHECKING:
     from mkdocs.structure.files import Files

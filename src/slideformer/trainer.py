@@ -20,13 +20,14 @@ from slideformer.engine.random_weights import random_weights
 from slideformer.errors import NonFinite
 from slideformer.evaluation import Interludes
 from slideformer.events import Listener, Listeners, Wishes
-from slideformer.job import Job, hyper_at, load_tokenizer, prepare
+from slideformer.job import Job, hyper_at, prepare
 from slideformer.measured_lanes import measured
 from slideformer.metrics import EvalStats, RunRecord, host_peak_bytes
 from slideformer.models.architecture import build_on_meta
 from slideformer.models.stream_in import stream_in
 from slideformer.plan.planner import Plan
 from slideformer.progress import progress
+from slideformer.reading import load_tokenizer
 from slideformer.recorder import Recorder
 from slideformer.resume import AUTO, Candidate, find_candidates, restore_newest
 from slideformer.run_directory import EVALS, RunDirectory, read_log
