@@ -28,7 +28,10 @@ ROOT = Path(__file__).parent.parent
 PLAN_HERE = re.compile(r"<!-- plan of (\S+) -->")
 PLAN_MARKS = ("# --- plan", "# --- end of plan")
 HELP_COLUMNS = "100"
-GROUP_TITLES = {"": "The run", "budget": "Budget", "data": "Data", "data.sources": "One of several sources"}
+GROUP_TITLES = {
+    "": "The run", "budget": "Budget", "data": "Data", "eval_data": "Held-out data",
+    "data.sources": "One of several sources",
+}  # fmt: skip
 
 
 def on_files(files: "Files", config: Any) -> "Files":
