@@ -23,13 +23,13 @@ from slideformer.engine.engine import Engine
 from slideformer.engine.inference import InferenceEngine
 from slideformer.engine.measure import measure_work, model_sizes
 from slideformer.engine.measure_inference import measure_inference
+from slideformer.engine.pretrained import device_and_dtype
 from slideformer.engine.random_weights import random_weights
 from slideformer.engine.sampling import Decoding
-from slideformer.job import device_and_dtype, resident_bytes
 from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.inference import plan_inference
-from slideformer.plan.machine import Machine
+from slideformer.plan.machine import Machine, resident_bytes
 from slideformer.plan.planner import Workload, make_plan
 from slideformer.units import parse_bytes
 

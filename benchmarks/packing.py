@@ -41,11 +41,10 @@ def train(case: dict[str, Any]) -> dict[str, Any]:
     from slideformer.engine.engine import Engine
     from slideformer.engine.measure import measure_work, model_sizes
     from slideformer.engine.random_weights import random_weights
-    from slideformer.job import resident_bytes
     from slideformer.kernels.liger import apply_liger, choose_kernels
     from slideformer.models.architecture import Decoder
     from slideformer.optim.adamw import AdamWStep
-    from slideformer.plan.machine import Machine
+    from slideformer.plan.machine import Machine, resident_bytes
     from slideformer.plan.planner import Workload, make_plan
 
     packed, length = case["rows"] == "packed", case["length"]

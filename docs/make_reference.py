@@ -16,8 +16,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from slideformer import cli, errors
-from slideformer.config import SOURCE_PREFIXES, expected, in_yaml, setting_fields
+from slideformer.config import setting_fields
+from slideformer.config_file import SOURCE_PREFIXES
 from slideformer.data_settings import Source
+from slideformer.setting_words import expected, in_yaml
 
 if TYPE_CHECKING:
     from mkdocs.structure.files import Files
@@ -26,7 +28,10 @@ ROOT = Path(__file__).parent.parent
 PLAN_HERE = re.compile(r"<!-- plan of (\S+) -->")
 PLAN_MARKS = ("# --- plan", "# --- end of plan")
 HELP_COLUMNS = "100"
-GROUP_TITLES = {"": "The run", "budget": "Budget", "data": "Data", "data.sources": "One of several sources"}
+GROUP_TITLES = {
+    "": "The run", "budget": "Budget", "data": "Data", "eval_data": "Held-out data",
+    "data.sources": "One of several sources",
+}  # fmt: skip
 
 
 def on_files(files: "Files", config: Any) -> "Files":

@@ -46,12 +46,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     trainer.Trainer = FakeTrainer
     job: Any = ModuleType("slideformer.job")
     job.plan_for = lambda config: made.append(("plan", config)) or FakePlan(gpu_bytes=7)
-    job.show_data = lambda *arguments: made.append(("data", arguments))
+    reading: Any = ModuleType("slideformer.reading")
+    reading.show_data = lambda *arguments: made.append(("data", arguments))
     saving: Any = ModuleType("slideformer.saving")
     saving.export = lambda *arguments: made.append(("export", arguments))
     demo: Any = ModuleType("slideformer.demo.main")
     demo.run = lambda **arguments: made.append(("demo", arguments))
-    for module in (trainer, job, saving, demo):
+    for module in (trainer, job, reading, saving, demo):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return made
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from slideformer.config import Config, expected, load_config, setting_fields
+from slideformer.config import Config, load_config, setting_fields
 from slideformer.errors import ConfigError
+from slideformer.setting_words import expected
 from slideformer.units import GIB
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

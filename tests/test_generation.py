@@ -33,7 +33,7 @@ def test_one_prompt_in_the_chat_template(model: Path, capsys: pytest.CaptureFixt
     assert main(["generate", str(model), "--prompt", "w5 w6", *NEW_TOKENS]) == 0
     captured = capsys.readouterr()
     assert captured.out == by_transformers(model, "w10 w5 w6 w11") + "\n"
-    assert captured.err.startswith("plan: 1 prompts at once, all blocks stay")
+    assert captured.err.startswith("plan: 1 prompt at once, all blocks stay")
 
 
 def test_prompts_of_a_file_taken_as_they_are(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

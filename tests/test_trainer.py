@@ -183,3 +183,15 @@ def test_the_data_is_shown_without_a_run(model: Path, tmp_path: Path, capsys: py
     shown = capsys.readouterr().out
     assert " ".join(map(str, RECORDS[0]["input_ids"][:4])) in shown and "lengths in tokens" in shown
     assert not (tmp_path / "out").exists()
+
+
+def test_the_run_says_what_is_trained_where_something_is_not(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    start(tmp_path, model, max_steps=1)
+    assert "trained:" not in capsys.readouterr().out
+    start(tmp_path, model, max_steps=1, trainable=[r"layers\.2\."], frozen=["norm"])
+    record = json.loads((tmp_path / "out/run.json").read_text())["model"]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trained: ")]
+    assert line.startswith(f"trained: {record['trained_parameters']:,} parameters in 7 tensors; not trained: ")
+    assert line.endswith(r"frozen (trainable: layers\.2\.; frozen: norm)")

@@ -16,8 +16,9 @@ from pathlib import Path
 from pydantic_core import PydanticUndefined
 
 from slideformer import __version__
-from slideformer.config import expected, in_yaml, load_config, parse_overrides, setting_fields
+from slideformer.config import load_config, parse_overrides, setting_fields
 from slideformer.errors import ConfigError, SlideFormerError
+from slideformer.setting_words import expected, in_yaml
 from slideformer.units import parse_bytes
 
 RESUME = "resume_from_checkpoint"
@@ -68,7 +69,7 @@ def _plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _data(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(arguments.config, overrides)
-    from slideformer.job import show_data
+    from slideformer.reading import show_data
 
     show_data(config, arguments.samples)
 

@@ -1,55 +1,17 @@
-"""The settings of a run: a YAML file, `--key value` overrides, one validation."""
+"""The settings of a run."""
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal
 
-import yaml
-from annotated_types import Ge, Gt, Le, Lt
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
-from slideformer.data_settings import Data, EvalData, Section, Source, UserPath
-from slideformer.errors import ConfigError
+from slideformer import config_file, setting_words
+from slideformer.data_settings import Data, EvalData, Section, UserPath
+from slideformer.setting_words import Size
 from slideformer.units import parse_bytes
-
-COMMAND_LINE = "command line"
-SOURCE_PREFIXES = ("data.sources.", "eval_data.sources.")
-
-# What other trainers call a setting -> what it is called here.
-OTHER_NAMES = {
-    "model_name_or_path": "model",
-    "max_seq_length": "max_length",
-    "per_device_train_batch_size": "micro_batch_size",
-    "gradient_accumulation_steps": "batch_size",
-    "bf16": "compute_dtype",
-    "dataset": "data.path",
-    "dataset_path": "data.path",
-    "datasets": "data.sources",
-    "train_on_inputs": "data.train_on",
-    "assistant_only_loss": "data.train_on",
-    "val_set_size": "eval_size",
-    "val_size": "eval_size",
-    "test_size": "eval_size",
-    "eval_dataset": "eval_data.path",
-    "test_datasets": "eval_data.sources",
-    "do_eval": "eval_steps",
-    "eval_strategy": "eval_steps",
-    "save_best_model": "save_best",
-    "lr": "learning_rate",
-    "epochs": "num_train_epochs",
-}
-
-
-def _checked_size(text: str) -> str:
-    parse_bytes(text)
-    return text
-
-
-Size = Annotated[str, AfterValidator(_checked_size)]
 
 
 class Budget(Section):
@@ -247,11 +209,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file cannot be read, a key is unknown, or a value is missing or out of range.
     """
-    given = parse_overrides(overrides)
-    content = _read_yaml(Path(path))
-    for key, value in given.items():
-        _assign(content, key, value)
-    return _validated(content, str(path), given)
+    return config_file.read_settings(Path(path), overrides, Config)
 
 
 def as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
@@ -262,132 +220,20 @@ def as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
     """
     if isinstance(config, Config):
         return config
-    return load_config(config) if isinstance(config, str | Path) else _validated(config, "config", {})
+    return (
+        load_config(config) if isinstance(config, str | Path) else config_file.validated(config, "config", {}, Config)
+    )
 
 
 def setting_fields(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every setting as (dotted key, field), in the order of declaration."""
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from setting_fields(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", field
-
-
-def expected(field: FieldInfo) -> str:
-    """What a setting accepts, in words: "a number >= 0 and < 1", "auto, cuda or cpu", "a path or null"."""
-    kinds = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else (field.annotation,)
-    words = " or ".join(_kind_in_words(kind) for kind in kinds if kind is not type(None))
-    signs = {Ge: ">= {0.ge}", Gt: "> {0.gt}", Le: "<= {0.le}", Lt: "< {0.lt}"}
-    bounds = " and ".join(signs[type(bound)].format(bound) for bound in field.metadata if type(bound) in signs)
-    return f"{words} {bounds}".rstrip() + (" or null" if type(None) in kinds else "")
-
-
-def in_yaml(value: Any) -> str:
-    """A value as it is written in YAML: None -> "null", True -> "true", "" -> "''"."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value) or "''"
+    return setting_words.setting_fields(section, prefix)
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, str | None]:
     """["--seed", "7", "--budget.gpu=8GiB"] -> {"seed": "7", "budget.gpu": "8GiB"}; "null" and "none" become None."""
-    given: dict[str, str | None] = {}
-    queue = list(words)
-    while queue:
-        word = queue.pop(0)
-        if not word.startswith("--"):
-            raise ConfigError(f"{COMMAND_LINE}: {word!r} belongs to no setting", hint="write --key value")
-        name, equals, value = word[2:].partition("=")
-        key = _known_key(name.replace("-", "_"), COMMAND_LINE)
-        if not equals and not queue:
-            raise ConfigError(f"{COMMAND_LINE}: --{name} has no value", hint=f"write --{name} VALUE")
-        value = value if equals else queue.pop(0)
-        given[key] = None if value.lower() in ("null", "none", "~") else value
-    return given
-
-
-def _validated(content: Mapping[str, Any], source: str, given: Mapping[str, Any]) -> Config:
-    try:
-        return Config.model_validate(content)
-    except ValidationError as error:
-        raise _config_error(error, source, given) from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="give the path of a YAML config file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        summary = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not valid YAML: {summary}", hint="write one `key: value` a line") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds no settings", hint="write one `key: value` a line, at least `model:`")
-    return content
-
-
-def _assign(content: dict[str, Any], key: str, value: str | None) -> None:
-    *sections, name = key.split(".")
-    for section in sections:
-        if not isinstance(content.get(section), dict):
-            content[section] = {}
-        content = content[section]
-    content[name] = value
-
-
-def _known_key(key: str, source: str) -> str:
-    """`key` itself when it is a setting, else ConfigError naming the nearest one."""
-    known = [name for name, _ in setting_fields()]
-    for prefix in SOURCE_PREFIXES:
-        if key.startswith(prefix):
-            known = [prefix + name for name in Source.model_fields]
-    if key in known:
-        return key
-    if members := [name for name in known if name.startswith(f"{key}.")]:
-        raise ConfigError(f"{source}: {key} is a group of settings", hint=f"set {', '.join(members)}")
-    leaf_to_key = {name.rpartition(".")[2]: name for name in reversed(known)}  # the first of a name
-    near = OTHER_NAMES.get(key) or leaf_to_key.get(key)
-    near = near or next(iter(difflib.get_close_matches(key, known, n=1)), None)
-    hint = f"did you mean {near}?" if near else "`slideformer train --help` lists all settings"
-    raise ConfigError(f"{source}: unknown setting {key}", hint=hint)
-
-
-def _config_error(error: ValidationError, path: str, given: Mapping[str, Any]) -> ConfigError:
-    """The first problem pydantic found, in our words; unknown keys first, as they explain missing ones."""
-    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in problem["loc"] if not isinstance(part, int))  # no place in data.sources
-    source = COMMAND_LINE if key in given else path
-    if problem["type"] == "conflict":
-        message, _, hint = problem["msg"].partition("; ")
-        return ConfigError(f"{f'{path} and {COMMAND_LINE}' if given else path}: {message}", hint=hint)
-    try:
-        _known_key(key, source)
-    except ConfigError as unknown:
-        return unknown
-    return _value_error(problem, key, source)
-
-
-def _value_error(problem: ErrorDetails, key: str, source: str) -> ConfigError:
-    of_sources = [pair for prefix in SOURCE_PREFIXES for pair in setting_fields(Source, prefix)]
-    field = dict([*setting_fields(), *of_sources])[key]
-    if problem["type"] == "missing":
-        return ConfigError(f"{source}: {key} is missing", hint=f"add {key}: {field.description}")
-    message = f"{source}: {key} = {in_yaml(problem['input'])}, expected {expected(field)}"
-    return ConfigError(message, hint=f"change {key} ({field.description})")
+    return config_file.parse_overrides(words, Config)
 
 
 def _conflict(message: str) -> PydanticCustomError:
     return PydanticCustomError("conflict", message)  # type: ignore[arg-type]  # a literal only for static analysis
-
-
-def _kind_in_words(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        *most, last = get_args(kind)
-        return f"{', '.join(most)} or {last}"
-    if kind is Size:
-        return "a size such as 24GiB"
-    if get_origin(kind) is list:
-        return {Source: "a list of sources"}.get(get_args(kind)[0], "a list of names, texts or patterns")
-    base = get_args(kind)[0] if get_origin(kind) is Annotated else kind
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "a name", Path: "a path"}[base]

@@ -13,17 +13,18 @@ from slideformer.engine.generate import pass_length
 from slideformer.engine.inference import InferenceEngine
 from slideformer.engine.measure import model_sizes
 from slideformer.engine.measure_inference import measure_inference
+from slideformer.engine.pretrained import device_and_dtype
 from slideformer.engine.sampling import Decoding
 from slideformer.errors import ConfigError
-from slideformer.job import device_and_dtype, resident_bytes, tokenizer_of
 from slideformer.kernels.liger import apply_liger, choose_kernels
 from slideformer.models.architecture import Decoder
 from slideformer.models.hub import CONFIG_FILE, read_config, resolve
 from slideformer.models.meta import build_on_meta
 from slideformer.models.stream_in import stream_in
 from slideformer.plan.inference import InferencePlan, plan_inference
-from slideformer.plan.machine import Machine
+from slideformer.plan.machine import Machine, resident_bytes
 from slideformer.prompts import Prompts, make_prompts
+from slideformer.reading import tokenizer_of
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class PlainLines(Listener):
 
     def sampled(self, samples: list[Sample]) -> None:
         for sample in samples:
-            lines = f"prompt: {sample.prompt}\nanswer after step {sample.step}: {sample.answer}"
+            when = f"after step {sample.step}" if sample.step else "before training"
+            lines = f"prompt: {sample.prompt}\nanswer {when}: {sample.answer}"
             self._console.print(lines, soft_wrap=True, markup=False, highlight=False)
 
     def _summary(self, stats: StepStats) -> str:

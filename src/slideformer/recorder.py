@@ -1,6 +1,8 @@
 """Step results -> records, told to whoever listens."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -35,8 +37,15 @@ class Recorder:
             self._waiting = (*self._waiting[:5], self._waiting[5] + self._lap())
         self._tell()
 
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """The last step is over and told of; what happens within, such as saving, counts into no step's time."""
+        self.finish()
+        yield
+        self.resume()
+
     def resume(self) -> None:
-        """What happened since `finish`, such as saving, is not part of the next step's time."""
+        """What happened since `finish` is not part of the next step's time."""
         take_spans(self._engine.lanes)
         self._lap()
 

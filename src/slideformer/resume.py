@@ -7,8 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from slideformer.config import Config, in_yaml
+from slideformer.config import Config
 from slideformer.errors import CheckpointError, ConfigError
+from slideformer.setting_words import in_yaml
 from slideformer.storage.checkpoint import UnitState, check_layouts, find_checkpoints, restore
 from slideformer.storage.manifest import Manifest, RunFacts, read_manifest
 

@@ -20,13 +20,15 @@ from slideformer.engine.random_weights import random_weights
 from slideformer.errors import NonFinite
 from slideformer.evaluation import Interludes
 from slideformer.events import Listener, Listeners, Wishes
-from slideformer.job import Job, hyper_at, load_tokenizer, prepare
+from slideformer.job import Job, hyper_at, prepare
 from slideformer.measured_lanes import measured
 from slideformer.metrics import EvalStats, RunRecord, host_peak_bytes
+from slideformer.models.freezing import trained_in_words
 from slideformer.models.meta import build_on_meta
 from slideformer.models.stream_in import stream_in
 from slideformer.plan.planner import Plan
 from slideformer.progress import progress
+from slideformer.reading import load_tokenizer
 from slideformer.recorder import Recorder
 from slideformer.resume import AUTO, Candidate, find_candidates, restore_newest
 from slideformer.run_directory import EVALS, RunDirectory, read_log
@@ -82,12 +84,7 @@ class Trainer:
         remove_hidden(config.output_dir)
         candidates = find_candidates(config)
         job = prepare(config, candidates[0].manifest.run.micro_batch_size if candidates else None)
-        print(job.data.report)
-        if job.held_out is not None:
-            print(f"held out for evaluation: {len(job.held_out):,} records, {int(job.held_out.lengths.sum()):,} tokens")
-        if config.parity_check:
-            print(check_parity(job.model_config, config.trust_remote_code, config.packing))
-        print(job.plan)
+        _introduce(job)
         lanes = measured(lanes_for(job.decoder.device))
         with Engine(job.decoder, job.plan.sizes, job.dtype, lanes) as engine:
             done = _restore_or_load(engine, job, candidates)
@@ -112,34 +109,58 @@ class Trainer:
 
     def _loop(self, engine: Engine, job: Job, done: int, listener: Listener, interludes: Interludes) -> Path | None:
         """Steps `done` + 1 to the last; or, if a stop is wished for, to the checkpoint that is returned."""
-        config, wishes, stream = self.config, self._wishes, job.batches()
-        recorder, step = Recorder(engine, listener, stream.steps_per_epoch), done
+        stream, wishes, step = job.batches(), self._wishes, done
+        recorder = Recorder(engine, listener, stream.steps_per_epoch)
         if not done:
-            interludes.hold(0)
-            recorder.resume()
+            with recorder.between_steps():
+                interludes.hold(0)
         for step in range(done + 1, job.steps + 1):
-            batch, hyper = stream.at(step - 1), hyper_at(config, job.steps, step)
-            recorder.add(step, hyper, batch, engine.train_step(batch, hyper, config.max_grad_norm))
+            batch, hyper = stream.at(step - 1), hyper_at(self.config, job.steps, step)
+            recorder.add(step, hyper, batch, engine.train_step(batch, hyper, self.config.max_grad_norm))
             if interludes.due(step):
-                recorder.finish()
-                interludes.hold(step)
-                recorder.resume()
+                with recorder.between_steps():
+                    interludes.hold(step)
             if interludes.enough or wishes.finish:
                 break
-            due = config.save_steps and step % config.save_steps == 0
-            if step < job.steps and (wishes.stop or wishes.save or due):
-                recorder.finish()
-                path = save_checkpoint(engine, job, step)
-                listener.saved(step, path)
+            if step < job.steps and self._checkpoint_due(step):
+                with recorder.between_steps():
+                    path = self._save_checkpoint(engine, job, step, listener)
                 if wishes.stop:
                     return path
-                wishes.save = False
-                recorder.resume()
         recorder.finish()
         wishes.finish = False
         save_result(engine, job, interludes.best)
-        listener.saved(step, config.output_dir)
+        listener.saved(step, self.config.output_dir)
         return None
+
+    def _checkpoint_due(self, step: int) -> bool:
+        wished = self._wishes.stop or self._wishes.save
+        return wished or (self.config.save_steps is not None and step % self.config.save_steps == 0)
+
+    def _save_checkpoint(self, engine: Engine, job: Job, step: int, listener: Listener) -> Path:
+        path = save_checkpoint(engine, job, step)
+        listener.saved(step, path)
+        self._wishes.save = False
+        return path
+
+
+def _introduce(job: Job) -> None:
+    """What will be trained, on what, and within which memory; the architecture's own check is part of it."""
+    config, held_out = job.config, job.held_out
+    print(job.data.report)
+    if held_out is not None:
+        print(f"held out for evaluation: {len(held_out):,} records, {int(held_out.lengths.sum()):,} tokens")
+    if trained := _trained(job):
+        print(trained)
+    if config.parity_check:
+        print(check_parity(job.model_config, config.trust_remote_code, config.packing))
+    print(job.plan)
+
+
+def _trained(job: Job) -> str | None:
+    """What is trained and what is not, where anything is not."""
+    decoder, patterns = job.decoder, {"trainable": job.config.trainable, "frozen": job.config.frozen}
+    return trained_in_words(decoder.parameter_shapes, decoder.frozen, decoder.unused_shapes, patterns)
 
 
 def _listening_callbacks(callbacks: Sequence[Callback], job: Job, wishes: Wishes) -> list[Listener]:

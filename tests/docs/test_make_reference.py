@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from slideformer import errors
-from slideformer.config import SOURCE_PREFIXES, setting_fields
+from slideformer.config import setting_fields
+from slideformer.config_file import SOURCE_PREFIXES
 from slideformer.data_settings import Source
 
 COMMANDS = ("train", "plan", "data", "export", "demo", "doctor", "completion", "report", "generate")

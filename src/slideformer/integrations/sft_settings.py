@@ -4,6 +4,8 @@ import dataclasses
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from transformers import EarlyStoppingCallback
+
 from slideformer.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
 
 SAME_NAME = (
     "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "warmup_steps", "max_steps",
-    "num_train_epochs", "save_total_limit", "report_to", "run_name",
+    "num_train_epochs", "save_total_limit", "report_to", "run_name", "eval_on_start",
 )  # fmt: skip
 
 # Read by `run_settings`, or by the trainer when it encodes the data.
@@ -20,7 +22,8 @@ HONOURED = {
     "lr_scheduler_type", "logging_steps", "save_strategy", "save_steps", "seed", "data_seed", "bf16", "use_cpu",
     "optim", "train_sampling_strategy", "per_device_eval_batch_size", "max_length", "model_init_kwargs",
     "trust_remote_code", "dataset_text_field", "dataset_num_proc", "shuffle_dataset", "completion_only_loss",
-    "assistant_only_loss", "eos_token", "router_aux_loss_coef",
+    "assistant_only_loss", "eos_token", "router_aux_loss_coef", "packing", "packing_strategy", "eval_strategy",
+    "eval_steps", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
 }  # fmt: skip
 
 # They decide speed, memory or messages, and the engine decides these itself; none changes what is trained.
@@ -28,10 +31,10 @@ WITHOUT_EFFECT = {
     "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing",
     "activation_checkpointing_kwargs", "activation_offloading", "use_liger_kernel", "liger_kernel_config", "use_cache",
     "torch_empty_cache_steps", "auto_find_batch_size", "average_tokens_across_devices", "padding_free",
-    "pad_to_multiple_of", "packing_strategy", "eval_packing", "pad_token", "do_train", "do_eval", "do_predict",
+    "pad_to_multiple_of", "eval_packing", "pad_token", "do_train", "do_eval", "do_predict",
     "disable_tqdm", "log_level", "log_level_replica", "log_on_each_node", "logging_first_step",
-    "logging_nan_inf_filter", "include_num_input_tokens_seen", "save_only_model", "save_on_each_node", "eval_steps",
-    "eval_delay", "prediction_loss_only", "remove_unused_columns", "skip_memory_metrics", "local_rank", "ddp_timeout",
+    "logging_nan_inf_filter", "include_num_input_tokens_seen", "save_only_model", "save_on_each_node",
+    "prediction_loss_only", "remove_unused_columns", "skip_memory_metrics", "local_rank", "ddp_timeout",
     "dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers", "dataloader_prefetch_factor",
     "dataloader_multiprocessing_context", "dataloader_in_order", "hub_token", "resume_from_checkpoint",
     "accelerator_config",
@@ -77,7 +80,9 @@ def run_settings(args: "TrainingArguments", records: int) -> dict[str, Any]:
         "max_grad_norm": args.max_grad_norm or None,
         "lr_scheduler_type": _one_of("lr_scheduler_type", args.lr_scheduler_type, SCHEDULES),
         "logging_steps": _whole("logging_steps", args.logging_steps),
-        "save_steps": _save_steps(args, -(-records // batch_size)),
+        **_packing(args),
+        **_evaluation(args, -(-records // batch_size)),
+        "save_steps": _steps_of(args, "save", -(-records // batch_size), ("no", "steps", "epoch", "best")),
         "seed": args.seed if args.data_seed is None else args.data_seed,
         "compute_dtype": "bf16" if args.bf16 else "fp32",
         "device": "cpu" if args.use_cpu else "auto",
@@ -113,13 +118,62 @@ def check_router(args: "TrainingArguments", model_config: Any) -> None:
         raise _refused("router_aux_loss_coef", value, "is not trained", "set router_aux_loss_coef=0.0")
 
 
-def _save_steps(args: "TrainingArguments", steps_per_epoch: int) -> int | None:
-    strategy = _one_of("save_strategy", args.save_strategy, ("no", "steps", "epoch"))
+def early_stopping(args: "TrainingArguments", callback: EarlyStoppingCallback) -> dict[str, Any]:
+    """The settings that do what transformers' callback does, and go on doing it in a resumed run."""
+    if strategy_of(args, "eval") == "no":
+        raise _refused("eval_strategy", "no", "leaves EarlyStoppingCallback nothing to see", "set steps or epoch")
     return {
-        "no": lambda: None,
-        "epoch": lambda: steps_per_epoch,
-        "steps": lambda: _whole("save_steps", args.save_steps),
-    }[strategy]()
+        "early_stopping_patience": callback.early_stopping_patience,
+        "early_stopping_threshold": callback.early_stopping_threshold or 0.0,
+    }
+
+
+def _packing(args: "TrainingArguments") -> dict[str, Any]:
+    if not getattr(args, "packing", False):
+        return {}
+    _one_of("packing_strategy", getattr(args, "packing_strategy", None), ("bfd",))
+    if getattr(args, "max_length", None) is None:
+        raise _refused("max_length", None, "is no length for packed rows", "give a number of tokens")
+    for what in ("save", "eval"):  # records are packed anew in each epoch
+        if strategy_of(args, what) == "epoch":
+            raise _refused(f"{what}_strategy", "epoch", "is not a fixed number of steps with packing", "choose steps")
+    return {"packing": True}
+
+
+def _evaluation(args: "TrainingArguments", steps_per_epoch: int) -> dict[str, Any]:
+    """As transformers, the loop evaluates after the last step as well. The best model is that of any evaluation."""
+    eval_steps = _steps_of(args, "eval", steps_per_epoch, ("no", "steps", "epoch"))
+    if eval_steps is None:
+        return {"eval_on_start": False}
+    best_is_saved = strategy_of(args, "save") == "best"
+    if args.load_best_model_at_end or best_is_saved:
+        _one_of("metric_for_best_model", args.metric_for_best_model, ("loss", "eval_loss"))
+        if args.greater_is_better:
+            raise _refused("greater_is_better", True, "is not the sense of a loss", "leave greater_is_better out")
+    if args.load_best_model_at_end and not best_is_saved and args.save_steps != args.eval_steps:
+        message = "leaves evaluated models unsaved, of which one may be the best"
+        raise _refused("save_steps", args.save_steps, message, f"set save_steps={args.eval_steps}, as eval_steps")
+    return {
+        "eval_steps": eval_steps, "save_best": best_is_saved, "load_best_model_at_end": args.load_best_model_at_end,
+    }  # fmt: skip
+
+
+def _steps_of(args: "TrainingArguments", what: str, steps_per_epoch: int, accepted: tuple[str, ...]) -> int | None:
+    """Steps between two savings or evaluations; None: none, or not by steps."""
+    strategy = _one_of(f"{what}_strategy", getattr(args, f"{what}_strategy"), accepted)
+    if strategy == "epoch":
+        return steps_per_epoch
+    return _whole(f"{what}_steps", getattr(args, f"{what}_steps")) if strategy == "steps" else None
+
+
+def strategy_of(args: "TrainingArguments", what: str) -> str:
+    """When to "save" or "eval": "no", "steps", "epoch" or "best"."""
+    return _name_of(getattr(args, f"{what}_strategy"))
+
+
+def _name_of(value: Any) -> str:
+    """An enumeration's member as it is written in a script."""
+    return str(getattr(value, "value", value))
 
 
 def _whole(name: str, value: float) -> int:
@@ -129,7 +183,7 @@ def _whole(name: str, value: float) -> int:
 
 
 def _one_of(name: str, value: Any, accepted: tuple[str, ...]) -> str:
-    text = str(getattr(value, "value", value))
+    text = _name_of(value)
     if text not in accepted:
         raise _refused(name, text, "is not supported", f"choose from {', '.join(accepted)}")
     return text

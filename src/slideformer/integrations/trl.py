@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoTokenizer, TrainerCallback, TrainerState
+from transformers import AutoTokenizer, EarlyStoppingCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from slideformer.errors import ConfigError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-TRAIN_FILE = "train_data.parquet"
+TRAIN_FILE, EVAL_FILE = "train_data.parquet", "eval_data.parquet"
 
 
 class SFTTrainer:
@@ -39,7 +39,7 @@ class SFTTrainer:
         model: a model directory or hub id.
         args: `trl.SFTConfig` or any `transformers.TrainingArguments`; None: TRL's defaults.
         train_dataset: a `datasets.Dataset` of `messages`, `prompt` and `completion`, `text`, or `input_ids`.
-        eval_dataset: the same, for `evaluate`.
+        eval_dataset: the same, for `evaluate`, and for evaluations during training if `args.eval_strategy` says so.
         processing_class: the tokenizer; None: the model's.
         callbacks: of transformers, told as `HuggingFaceListener` says.
         formatting_func: makes the text of a record.
@@ -81,6 +81,9 @@ class SFTTrainer:
         sft_settings.check_router(self.args, read_config(path, self._settings["trust_remote_code"]))
         self.processing_class = processing_class or AutoTokenizer.from_pretrained(path)
         self.train_dataset = self._encoded(train_dataset, formatting_func)
+        if eval_dataset is None and "eval_steps" in self._settings:
+            strategy = sft_settings.strategy_of(self.args, "eval")
+            raise ConfigError(f"eval_strategy = {strategy!r} needs data", "give SFTTrainer an eval_dataset")
         self.eval_dataset = None if eval_dataset is None else self._encoded(eval_dataset, formatting_func)
         self.callbacks = list(callbacks or [])
         self.state = TrainerState()
@@ -97,19 +100,20 @@ class SFTTrainer:
         """
         output_dir = self._output_dir
         output_dir.mkdir(parents=True, exist_ok=True)
-        self.train_dataset.to_parquet(output_dir / TRAIN_FILE)
+        stopping, callbacks = self._early_stopping()
         resume = "auto" if resume_from_checkpoint is True else resume_from_checkpoint or None
         config = {
             **self._settings,
             "model": self._model,
             "budget": self._budget,
-            "max_length": self._max_length(),
+            "max_length": self._max_length(self.train_dataset, self.eval_dataset),
             "parity_check": self._parity_check,
             "resume_from_checkpoint": resume,
-            "data": {"path": output_dir / TRAIN_FILE, "shuffle": self._shuffled, "cache_dir": None},
+            **stopping,
+            **self._written_data(),
         }
         keeper = _StateKeeper()
-        stopped_at = Trainer(config, callbacks=[keeper, *self.callbacks]).train()
+        stopped_at = Trainer(config, callbacks=[keeper, *callbacks]).train()
         self.state, self._trained = keeper.state, stopped_at is None
         if stopped_at is not None:
             print(f"stopped after {stopped_at.name}; to go on: train(resume_from_checkpoint=True)")
@@ -130,7 +134,7 @@ class SFTTrainer:
             str(self._output_dir) if self._trained else self._model,
             dataset,
             batch_size=self.args.per_device_eval_batch_size,
-            max_length=self._max_length(),
+            max_length=self._max_length(dataset),
             gpu_budget=self._budget["gpu"],
             host_budget=self._budget["host"],
             **{key: self._settings[key] for key in ENGINE_SETTINGS},
@@ -159,10 +163,31 @@ class SFTTrainer:
         encoded = encode_dataset(dataset, encoder, formatting, getattr(args, "dataset_num_proc", None))
         return encoded.shuffle(seed=args.seed) if getattr(args, "shuffle_dataset", False) else encoded
 
-    def _max_length(self) -> int:
+    def _written_data(self) -> dict[str, Any]:
+        """What is trained and evaluated on, as files of the run directory."""
+        train, held_out = self._output_dir / TRAIN_FILE, self._output_dir / EVAL_FILE
+        self.train_dataset.to_parquet(train)
+        data = {"data": {"path": train, "shuffle": self._shuffled, "cache_dir": None}}
+        if self.eval_dataset is None or "eval_steps" not in self._settings:
+            return data
+        self.eval_dataset.to_parquet(held_out)
+        return data | {"eval_data": {"path": held_out}}
+
+    def _early_stopping(self) -> tuple[dict[str, Any], list[TrainerCallback | type[TrainerCallback]]]:
+        """Settings in the place of transformers' EarlyStoppingCallback, and the other callbacks."""
+        settings, others = {}, []
+        for callback in self.callbacks:
+            made = callback() if callback is EarlyStoppingCallback else callback
+            if type(made) is EarlyStoppingCallback:
+                settings = sft_settings.early_stopping(self.args, made)
+            else:
+                others.append(callback)
+        return settings, others
+
+    def _max_length(self, *datasets: "Dataset | None") -> int:
         """`max_length`, or what the longest record has."""
         given = getattr(self.args, "max_length", None)
-        return given or max(2, *(len(ids) for ids in self.train_dataset["input_ids"]))
+        return given or max(2, *(len(ids) for data in datasets if data is not None for ids in data["input_ids"]))
 
 
 class _StateKeeper(TrainerCallback):

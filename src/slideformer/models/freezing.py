@@ -1,7 +1,8 @@
-"""Which parameters are trained, by patterns of their names."""
+"""Which parameters are trained, by patterns of their names, and what the run says of it."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from math import prod
 
 from slideformer.errors import ConfigError
 
@@ -40,3 +41,32 @@ def _matched(names: list[str], setting: str, patterns: Sequence[str]) -> set[str
             raise ConfigError(f"{setting}: {pattern!r} matches no parameter, such as {names[len(names) // 2]}", HINT)
         matched |= found
     return matched
+
+
+def trained_in_words(
+    shapes: Mapping[str, tuple[int, ...]],
+    frozen: Collection[str],
+    unused: Collection[str],
+    patterns: Mapping[str, Sequence[str]],
+) -> str | None:
+    """One line for the user: how much is trained, what is not, and why; None where all of it is trained.
+
+    Args:
+        shapes: of all parameters.
+        frozen: names of those that are not trained, with `unused`, which text never reaches.
+        patterns: setting -> its regular expressions.
+    """
+    if not frozen:
+        return None
+    trained = _counted(shapes, [name for name in shapes if name not in frozen])
+    reasons = [f"{setting}: {', '.join(given)}" for setting, given in patterns.items() if given]
+    kept = [name for name in frozen if name not in unused]
+    parts = [f"{_counted(shapes, kept)} frozen" + (f" ({'; '.join(reasons)})" if reasons else "")] if kept else []
+    if unused:
+        parts.append(f"{_counted(shapes, unused)} never reached by text, such as {min(unused)}")
+    return f"trained: {trained}; not trained: {'; '.join(parts)}"
+
+
+def _counted(shapes: Mapping[str, tuple[int, ...]], names: Collection[str]) -> str:
+    parameters = sum(prod(shapes[name]) for name in names)
+    return f"{parameters:,} parameters in {len(names):,} tensor{'s' if len(names) != 1 else ''}"

@@ -55,7 +55,8 @@ class InferencePlan:
         window = "all blocks stay" if depth == self.blocks else f"{depth} of {self.blocks} blocks in the window"
         device = "" if self.device_budget_bytes is None else f", GPU {format_bytes(sum(self.device.values()))}"
         host = f"host {format_bytes(sum(self.host.values()))}"
-        return f"plan: {self.sizes.sequences} prompts at once, {window}; {host}{device}"
+        plural = "s" if self.sizes.sequences > 1 else ""
+        return f"plan: {self.sizes.sequences} prompt{plural} at once, {window}; {host}{device}"
 
 
 def plan_inference(
