@@ -1,13 +1,18 @@
 """What this machine has to give: memory now free, within the limits of its container."""
 
+import os
 import resource
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from slideformer.errors import ConfigError
+
 HOST_MARGIN = 0.05  # left to everything else when no budget is given
 DEVICE_MARGIN = 0.06  # fragmentation of the caching allocator
+DISK_MARGIN = 0.05  # most file systems become slow when they are full
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,21 @@ def free_host_bytes(root: Path = Path("/")) -> int:
         _room(cgroup / "memory/memory.limit_in_bytes", cgroup / "memory/memory.usage_in_bytes"),
     ]
     return min([available, *(room for room in limits if room is not None)])
+
+
+def free_disk_bytes(directory: Path) -> int:
+    """What may be taken of the file system of `directory`: what is free there, less a margin for everything else.
+
+    Raises:
+        ConfigError: it is not a directory in which this process may write.
+    """
+    if not directory.is_dir():
+        raise ConfigError(
+            f"budget.offload_dir: {directory} is not a directory", "make it, on a fast local disk, or leave it out"
+        )
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigError(f"budget.offload_dir: {directory} cannot be written to", "give write permission, or another")
+    return int(shutil.disk_usage(directory).free * (1 - DISK_MARGIN))
 
 
 def resident_bytes() -> int:

@@ -46,6 +46,8 @@ class Plan:
         host: bytes of host memory by name.
         device: bytes of device memory by phase and name.
         host_budget_bytes, device_budget_bytes: None is no limit.
+        disk: bytes in `budget.offload_dir` by name.
+        disk_budget_bytes: None: there is no disk tier.
     """
 
     sizes: Sizes
@@ -54,6 +56,12 @@ class Plan:
     device: dict[str, dict[str, int]]
     host_budget_bytes: int
     device_budget_bytes: int | None
+    disk: dict[str, int]
+    disk_budget_bytes: int | None
+
+    @property
+    def disk_peak_bytes(self) -> int:
+        return sum(self.disk.values())
 
     @property
     def host_peak_bytes(self) -> int:
@@ -62,6 +70,18 @@ class Plan:
     @property
     def device_peak_bytes(self) -> int:
         return max(sum(phase.values()) for phase in self.device.values())
+
+    @property
+    def fits_device(self) -> bool:
+        return self.device_budget_bytes is None or self.device_peak_bytes <= self.device_budget_bytes
+
+    @property
+    def fits_host(self) -> bool:
+        return self.host_peak_bytes <= self.host_budget_bytes
+
+    @property
+    def fits_disk(self) -> bool:
+        return self.disk_peak_bytes <= (self.disk_budget_bytes or 0)
 
     def __str__(self) -> str:
         return render(self)
@@ -75,6 +95,7 @@ class Plan:
             "device_bytes": {
                 **self.device, "peak": self.device_peak_bytes, "budget": self.device_budget_bytes,
             },
+            "disk_bytes": {**self.disk, "total": self.disk_peak_bytes, "budget": self.disk_budget_bytes},
         }  # fmt: skip
 
 
@@ -86,28 +107,36 @@ def make_plan(
     host_budget_bytes: int,
     device_budget_bytes: int | None,
     process_bytes: int,
+    disk_budget_bytes: int | None = None,
 ) -> Plan:
     """The first of the preferred sizes that fits.
 
-    Preferred: micro-batches of about `TARGET_TOKENS`, then a window of three layers, then as many boundary activations
-    on the device as there is room for, then as little recomputation.
+    Preferred: nothing on disk, then micro-batches of about `TARGET_TOKENS`, then a window of three layers, then as many
+    boundary activations on the device as there is room for, then as few blocks on disk, then as little recomputation.
 
     Args:
         device_budget_bytes: None where layers compute in host memory; what they need is then counted there.
         process_bytes: host memory of the process before the engine is built.
+        disk_budget_bytes: None if nothing may be on disk.
 
     Raises:
         DoesNotFit: with what is needed, and what would fit.
     """
 
     def plan_of(sizes: Sizes) -> Plan:
-        return _plan(sizes, model, work, dtype, host_budget_bytes, device_budget_bytes, process_bytes)
+        plan = _plan(sizes, model, work, dtype, host_budget_bytes, device_budget_bytes, process_bytes)
+        return replace(plan, disk=disk_bytes(model, sizes, dtype), disk_budget_bytes=disk_budget_bytes)
 
     plans = [plan_of(sizes) for sizes in _candidates(model, workload, dtype)]
     for plan in plans:
         if _fits(plan):
             return _keep_what_fits(plan, workload, plan_of)
-    raise _does_not_fit(_least_demanding(plans), workload)
+    if disk_budget_bytes is not None:
+        for plan in filter(_fits_device, plans):
+            with_disk = fewest_on_disk(plan, plan_of)
+            if _fits(with_disk):
+                return _keep_what_fits(with_disk, workload, plan_of)
+    raise refusal(_least_demanding(plans), workload, plan_of)
 
 
 def _candidates(model: ModelSizes, workload: Workload, dtype: torch.dtype) -> list[Sizes]:
@@ -164,22 +193,14 @@ def _plan(
 ) -> Plan:
     host = {"process": process_bytes, **host_bytes(model, sizes, dtype)}
     device = device_bytes(model, work, sizes, dtype)
-    plan = Plan(sizes, model, host, device, host_budget_bytes, device_budget_bytes)
+    plan = Plan(sizes, model, host, device, host_budget_bytes, device_budget_bytes, {}, None)
     if device_budget_bytes is None:
         return replace(plan, host={**host, "computation": plan.device_peak_bytes})
     return plan
 
 
 def _fits(plan: Plan) -> bool:
-    return _fits_device(plan) and _fits_host(plan)
-
-
-def _fits_device(plan: Plan) -> bool:
-    return plan.device_budget_bytes is None or plan.device_peak_bytes <= plan.device_budget_bytes
-
-
-def _fits_host(plan: Plan) -> bool:
-    return plan.host_peak_bytes <= plan.host_budget_bytes
+    return plan.fits_device and plan.fits_host and plan.fits_disk
 
 
 def _least_demanding(plans: list[Plan]) -> Plan:
