@@ -31,7 +31,7 @@ from slideformer.models.hub import read_config, resolve
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.lr import learning_rate_at, warmup_step_count
 from slideformer.plan.footprint import Answers
-from slideformer.plan.machine import Machine, resident_bytes
+from slideformer.plan.machine import Machine, disk_budget_bytes, resident_bytes
 from slideformer.plan.planner import Plan, Workload, make_plan
 from slideformer.prompts import Prompts, make_prompts
 from slideformer.resume import package_versions
@@ -114,8 +114,7 @@ def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
     Raises:
         ConfigError, DataError, UnsupportedModel, DoesNotFit: whatever stands in the way, before minutes of loading.
     """
-    if config.budget.disk or config.budget.offload_dir:
-        raise ConfigError("budget: there is no disk tier yet", "remove budget.disk and budget.offload_dir")
+    disk = disk_budget_bytes(config.budget.offload_dir, config.budget.disk_bytes)
     device, dtype = device_and_dtype(config.device, config.compute_dtype)
     path = resolve(config.model, config.trust_remote_code)
     model_config = read_config(path, config.trust_remote_code)
@@ -129,7 +128,7 @@ def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
     data, held_out = read_data(config, tokenizer, decoder.vocabulary)
     prompts = read_sample_prompts(config, tokenizer, path, model_config)
     machine = Machine.measure(decoder.device)
-    plan = _plan(config, decoder, dtype, machine, data, held_out, prompts, micro_batch_size)
+    plan = _plan(config, decoder, dtype, machine, disk, data, held_out, prompts, micro_batch_size)
     return Job(config, path, model_config, tokenizer, data, held_out, prompts, decoder, dtype, kernels, machine, plan)
 
 
@@ -231,6 +230,7 @@ def _plan(
     decoder: Decoder,
     dtype: torch.dtype,
     machine: Machine,
+    disk: int | None,
     data: LoadedData,
     held_out: Examples | None,
     prompts: Prompts | None,
@@ -251,7 +251,7 @@ def _plan(
     work = replace(measure_work(decoder, length, dtype, rows), answers=answers)
 
     def plan_of(workload: Workload) -> Plan:
-        return make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, process_bytes=resident_bytes())
+        return make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, resident_bytes(), disk)
 
     if kept_size and not config.micro_batch_size and kept_size <= config.batch_size:
         try:

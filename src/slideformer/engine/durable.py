@@ -7,7 +7,7 @@ import torch
 
 from slideformer.errors import ConfigError
 from slideformer.layout import FlatLayout
-from slideformer.memory.disk_state import AllInMemory, DiskState, RecordRing, record_bytes, resident_parts
+from slideformer.memory.disk_state import AllInMemory, DiskState, DurableState, RecordRing, record_bytes, resident_parts
 from slideformer.memory.host import HostAllocator, LayerState
 
 
@@ -19,7 +19,7 @@ def durable_states(
     allocator: HostAllocator,
     pin_lo: bool,
     threads: int,
-) -> tuple[dict[str, LayerState | DiskState], RecordRing | AllInMemory]:
+) -> tuple[dict[str, DurableState], RecordRing | AllInMemory]:
     """States by unit, in the order of `layouts`, and what brings those from the disk.
 
     Args:
@@ -31,13 +31,13 @@ def durable_states(
         DiskError: there is no room in it.
     """
     if on_disk and offload_dir is None:
-        raise ConfigError(f"{len(on_disk)} blocks are planned to be on disk, but no directory is given", "set offload_dir")
+        raise ConfigError(f"{len(on_disk)} blocks are to be on disk, but there is no directory", "set offload_dir")
     records: RecordRing | AllInMemory = AllInMemory()
     if on_disk and offload_dir is not None:
         records = RecordRing(offload_dir, {unit: record_bytes(layouts[unit], dtype) for unit in on_disk}, allocator)
     resident = resident_parts(dtype)
 
-    def state_of(unit: str, layout: FlatLayout) -> LayerState | DiskState:
+    def state_of(unit: str, layout: FlatLayout) -> DurableState:
         if isinstance(records, RecordRing) and unit in on_disk:
             return DiskState(unit, layout, allocator, records, pin_lo, threads, resident)
         return LayerState(unit, layout, allocator, pin_lo, threads)

@@ -88,6 +88,8 @@ class Engine:
         clipping: bool = True,
         gpu_budget: str | int | None = None,
         host_budget: str | int | None = None,
+        disk_budget: str | int | None = None,
+        offload_dir: str | Path | None = None,
         micro_batch_size: int | None = None,
         window_depth: int | None = None,
         device: Literal["auto", "cuda", "cpu"] = "auto",
@@ -103,7 +105,8 @@ class Engine:
             model: a Hugging Face model directory or hub id.
             batch_size, max_length: the most sequences of a step, and the most tokens of a sequence.
             clipping: whether `max_norm` will be used; without, gradients need not wait in host memory.
-            gpu_budget, host_budget: bytes, or "8GiB"; None: what is free.
+            gpu_budget, host_budget, disk_budget: bytes, or "8GiB"; None: what is free.
+            offload_dir: directory on a fast local disk for what does not fit in host memory; None: there is no disk.
             micro_batch_size, window_depth: as the settings of these names; None: chosen.
             device: "auto", "cuda" (which includes ROCm) or "cpu".
             compute_dtype: "auto" (bf16 on an accelerator, else fp32), "bf16" or "fp32".
@@ -124,6 +127,8 @@ class Engine:
             Workload(batch_size, max_length, clipping, micro_batch_size, window_depth),
             gpu_budget_bytes=None if gpu_budget is None else parse_bytes(gpu_budget),
             host_budget_bytes=None if host_budget is None else parse_bytes(host_budget),
+            disk_bytes=None if disk_budget is None else parse_bytes(disk_budget),
+            offload_dir=None if offload_dir is None else Path(offload_dir),
             device=device,
             compute_dtype=compute_dtype,
             kernels=kernels,

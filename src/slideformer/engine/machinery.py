@@ -13,7 +13,7 @@ from slideformer.engine.compute import MicroBatch, Weights
 from slideformer.engine.updates import StepUpdates, Updates
 from slideformer.layout import FlatLayout
 from slideformer.memory.activations import ActivationStore
-from slideformer.memory.disk_state import AllInMemory, DiskState, RecordRing
+from slideformer.memory.disk_state import AllInMemory, DurableState, RecordRing
 from slideformer.memory.embedding import EmbeddingTable
 from slideformer.memory.feed import TokenFeed
 from slideformer.memory.gradients import Accumulator, GradientRing, HostGradient, copy_async
@@ -83,7 +83,7 @@ class Machinery:
         decoder: Decoder,
         lanes: Lanes,
         allocator: HostAllocator,
-        states: dict[str, LayerState | DiskState],
+        states: dict[str, DurableState],
         records: RecordRing | AllInMemory,
         sizes: Sizes,
         dtype: torch.dtype,
@@ -246,7 +246,7 @@ class Machinery:
         landed = self.gradients.flush(self._index(state.name), gradient)
         self._submit_state(result, state, i, landed)
 
-    def _submit_state(self, result: StepResult, state: LayerState | DiskState, next_use: int, landed: HostGradient) -> None:
+    def _submit_state(self, result: StepResult, state: DurableState, next_use: int, landed: HostGradient) -> None:
         def update(hyper: AdamWStep) -> None:
             state.update(landed.flat, landed.reached, hyper)
 

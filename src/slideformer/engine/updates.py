@@ -160,8 +160,8 @@ class Updates:
         return min(ready or landed or runnable[:1], key=lambda u: u.next_use, default=None)
 
     def _coming(self) -> list[str]:
-        """Units of the updates to run, in the order that is likely now: landed ones by next use, then the others as
-        they were submitted. Clipped ones run when all have landed."""
+        """Units of the updates to run next, in the order that is likely now: landed ones by next use, then the others
+        as they were submitted. Clipped ones run when all have landed."""
 
         def turn(update: Update) -> tuple[bool, int]:
             waits = update.step.max_norm is None and not update.landed()

@@ -1,7 +1,7 @@
 """Durable layer state of which only the weights stay in host memory; the rest is a record on disk.
 
-An update needs the whole state: it arrives in one of a few buffers before its turn, is updated there by the same code as
-state in memory, and is written back while the next ones are updated.
+An update needs the whole state: it arrives in one of a few buffers before its turn, is updated there by the code that
+updates state in memory, and is written back while the next ones are updated.
 """
 
 import threading
@@ -40,6 +40,7 @@ class RecordRing:
         self._changed = threading.Condition()
         self._free = list(range(BUFFERS))
         self._arriving: dict[str, tuple[int, Future[None]]] = {}
+        self._borrowed: set[str] = set()  # what the disk has of them is about to be the past
         self._in_use = 0  # buffers that are borrowed or being written: they come back by themselves
         self._error: BaseException | None = None
 
@@ -57,7 +58,7 @@ class RecordRing:
         with self._changed:
             self._check()
             for unit in units:
-                if unit in self._units and unit not in self._arriving and self._free:
+                if unit in self._units and unit not in self._arriving and unit not in self._borrowed and self._free:
                     self._bring(unit)
 
     def ready(self, unit: str) -> bool:
@@ -83,8 +84,7 @@ class RecordRing:
             if change:
                 written = self.file.write(unit, self._memory[buffer])
         finally:
-            if written is None:
-                self._give_back(buffer)
+            self._end_of_loan(unit, buffer, is_written=written is not None)
         if written is not None:
             written.add_done_callback(lambda done: self._give_back(buffer, done.exception()))
 
@@ -103,16 +103,19 @@ class RecordRing:
 
     def _take(self, unit: str) -> tuple[int, Future[None]]:
         with self._changed:
-            while unit not in self._arriving:
-                self._check()
-                if not self._free and self._in_use:
-                    self._changed.wait()
-                    continue
+            self._changed.wait_for(lambda: self._can_take(unit))
+            self._check()
+            if unit not in self._arriving:
                 if not self._free:
                     self._forget_one()
                 self._bring(unit)
             self._in_use += 1
+            self._borrowed.add(unit)
             return self._arriving.pop(unit)
+
+    def _can_take(self, unit: str) -> bool:
+        there = unit in self._arriving or bool(self._free) or not self._in_use
+        return self._error is not None or (unit not in self._borrowed and there)
 
     def _bring(self, unit: str) -> None:
         buffer = self._free.pop()
@@ -123,6 +126,13 @@ class RecordRing:
         buffer, arrived = self._arriving.pop(next(reversed(self._arriving)))
         arrived.exception()  # waits; what is wrong with it is told when it is asked for again
         self._free.append(buffer)
+
+    def _end_of_loan(self, unit: str, buffer: int, is_written: bool) -> None:
+        with self._changed:
+            self._borrowed.remove(unit)
+            self._changed.notify_all()
+        if not is_written:
+            self._give_back(buffer)
 
     def _give_back(self, buffer: int, error: BaseException | None = None) -> None:
         with self._changed:
@@ -153,7 +163,7 @@ class AllInMemory:
 
 
 class DiskState:
-    """The state of one layer, as `LayerState`, with all but the weights in a record of the ring.
+    """The state of one layer, as `LayerState`, with all but what is resident in a record of the ring.
 
     Args:
         resident: names of what stays in host memory, as `LayerState` asks its allocator for it.
@@ -211,8 +221,11 @@ class DiskState:
             state.copy_weights(out)
 
 
+DurableState = LayerState | DiskState
+
+
 class _Places:
-    """Memory for one layer's states: what is resident is allocated once, the rest lies in a buffer, one behind another."""
+    """Memory for one layer's state: what is resident is allocated once, the rest lies in whichever buffer it is in."""
 
     def __init__(self, allocator: HostAllocator, resident: Collection[str]):
         self._allocator, self._resident = allocator, resident

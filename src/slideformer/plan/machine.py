@@ -55,19 +55,26 @@ def free_host_bytes(root: Path = Path("/")) -> int:
     return min([available, *(room for room in limits if room is not None)])
 
 
-def free_disk_bytes(directory: Path) -> int:
-    """What may be taken of the file system of `directory`: what is free there, less a margin for everything else.
+def disk_budget_bytes(directory: Path | None, budget_bytes: int | None) -> int | None:
+    """What may be taken of the file system of `directory`: the budget, and no more than is free, less a margin.
+
+    None where nothing may be: there is no directory.
 
     Raises:
-        ConfigError: it is not a directory in which this process may write.
+        ConfigError: there is a budget without a directory, or this process may not write in it.
     """
+    if directory is None:
+        if budget_bytes is None:
+            return None
+        raise ConfigError("budget.disk: there is no directory", "set budget.offload_dir to one on a fast local disk")
     if not directory.is_dir():
         raise ConfigError(
             f"budget.offload_dir: {directory} is not a directory", "make it, on a fast local disk, or leave it out"
         )
     if not os.access(directory, os.W_OK | os.X_OK):
         raise ConfigError(f"budget.offload_dir: {directory} cannot be written to", "give write permission, or another")
-    return int(shutil.disk_usage(directory).free * (1 - DISK_MARGIN))
+    free = int(shutil.disk_usage(directory).free * (1 - DISK_MARGIN))
+    return free if budget_bytes is None else min(free, budget_bytes)
 
 
 def resident_bytes() -> int:

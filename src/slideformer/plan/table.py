@@ -20,7 +20,8 @@ def render(plan: "Plan") -> str:
     lines = [
         f"plan: {plan.model.parameters / 1e9:.3g}B parameters in {len(plan.model.blocks)} blocks, "
         f"{sizes.window_depth} in the window; {batch} of up to {sizes.max_length} tokens a step; "
-        f"{kept} of {len(plan.model.blocks)} boundary activations stay on the device; {_recomputation(plan)}{_offloading(plan)}"
+        f"{kept} of {len(plan.model.blocks)} boundary activations stay on the device; "
+        f"{_recomputation(plan)}{_offloading(plan)}"
     ]
     return "\n".join([*lines, _tables(plan)])
 

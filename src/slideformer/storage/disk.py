@@ -2,8 +2,8 @@
 
 The file has no name, so nothing is left of it once the process ends, however it ends. Every record is summed when it
 is written and compared when it is read: the 64-bit words of each 4 KiB are added, and the sums hashed with CRC-32. That
-runs at 11 GB/s a core where CRC-32 over all bytes ran at 1.2 (benchmarks/disk.py measures it), and still notices flipped
-bits, and sectors that are zero, stale or in each other's place.
+costs about a tenth of CRC-32 over all bytes (benchmarks/disk.py measures both), and still notices flipped bits, and
+sectors that are zero, stale or in each other's place.
 """
 
 import errno
