@@ -277,6 +277,6 @@ def record_bytes(layout: FlatLayout, dtype: torch.dtype) -> int:
 
 def units_on_disk(layouts: Mapping[str, FlatLayout], blocks: Sequence[str], count: int) -> list[str]:
     """`count` of the blocks that are trained, evenly spread, so that between two the disk has time to work."""
-    trained = [name for name in blocks if layouts[name].trained_fields]
+    trained = [name for name in blocks if layouts[name].trained_numel]
     count = min(count, len(trained))
     return [name for i, name in enumerate(trained) if (i + 1) * count // len(trained) > i * count // len(trained)]
