@@ -90,7 +90,7 @@ def test_nor_in_bf16_where_the_remainders_are_on_disk_too(on_disk: int, tmp_path
     )  # fmt: skip
 
 
-CHOICES: dict[str, dict[str, int]] = {
+CHOICES: dict[str, dict[str, Any]] = {
     "one micro-batch": {"micro_batch_size": 4, "micro_batches": 1},
     "four micro-batches": {"micro_batch_size": 1, "micro_batches": 4},
     "one gradient slot": {"gradient_slots": 1},

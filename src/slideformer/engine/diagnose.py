@@ -32,7 +32,8 @@ def _in_forward(
     decoder: Decoder, states: dict[str, DurableState], dtype: torch.dtype, batch: Batch, shell: dict[str, Tensor]
 ) -> str | None:
     rows, row_of = torch.unique(batch.input_ids, return_inverse=True)
-    table = states[EMBEDDING].read(decoder.embedding_name, dtype)
+    with states[EMBEDDING].opened_weights(dtype) as state:
+        table = state.read(decoder.embedding_name, dtype)
     ids = batch.input_ids.to(decoder.device)
     row_of, documents = row_of.to(decoder.device), documents_on(batch, decoder.device)
     micro_batch = compute.MicroBatch(ids, row_of, ids[0, :0], ids[0, :0], 0, documents)
