@@ -4,8 +4,8 @@
 
 Rates are of all records, written or read one behind another as training does it (two threads, direct IO, checksums
 included), and of a plain file of the same size that is synced after writing and dropped from the page cache before
-reading. The step is of a small Llama on the CPU, in bf16; medians of steps behind the first. Each step is clipped and waited
-for, writing included, so that nothing of the disk's time hides behind forward or backward.
+reading. The step is of a small Llama on the CPU, in bf16; medians of steps behind the first. Each step is clipped and
+waited for, writing included, so that nothing of the disk's time hides behind forward or backward.
 """
 
 import argparse
