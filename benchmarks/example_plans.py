@@ -42,8 +42,7 @@ def main() -> None:
 
 
 def plan_of(config: Config) -> Plan:
-    """The plan of an example, which gives both budgets and fills its records up to `max_length`."""
-    assert config.budget.gpu_bytes and config.budget.host_bytes
+    """The plan of an example, which gives its budgets and fills its records up to `max_length`."""
     workload = Workload(
         config.batch_size,
         config.max_length,
@@ -52,17 +51,21 @@ def plan_of(config: Config) -> Plan:
         config.window_depth,
         recompute_all=bool(config.gradient_checkpointing),
     )
-    return estimate(SHAPE_OF_MODEL[config.model], workload, config.budget.gpu_bytes, config.budget.host_bytes)
+    budget = config.budget
+    return estimate(SHAPE_OF_MODEL[config.model], workload, budget.gpu_bytes, budget.host_bytes, budget.disk_bytes)
 
 
-def estimate(shape: str, workload: Workload, gpu_bytes: int, host_bytes: int) -> Plan:
-    """The plan for one shape in bf16 under two budgets."""
+def estimate(
+    shape: str, workload: Workload, gpu_bytes: int | None, host_bytes: int | None, disk_bytes: int | None = None
+) -> Plan:
+    """The plan for one shape in bf16 under its budgets."""
+    assert gpu_bytes and host_bytes
     decoder = Decoder(SHAPES[shape](), torch.device("cpu"), "sdpa")
     work = measure_work(decoder, workload.max_length, torch.bfloat16)
     in_place = replace(work, logit_bytes=decoder.vocabulary * torch.bfloat16.itemsize)  # the gradient takes its place
     device_bytes = Machine("", host_bytes, gpu_bytes).allocatable_bytes(gpu_bytes)
     return make_plan(
-        model_sizes(decoder), in_place, workload, torch.bfloat16, host_bytes, device_bytes, PROCESS_BYTES
+        model_sizes(decoder), in_place, workload, torch.bfloat16, host_bytes, device_bytes, PROCESS_BYTES, disk_bytes
     )  # fmt: skip
 
 

@@ -30,10 +30,16 @@ def work_of(length: int) -> Work:
     )  # fmt: skip
 
 
-def plan(host: str = "64GiB", gpu: str | None = "24GiB", **workload: Any) -> Plan:
+def plan(host: str = "64GiB", gpu: str | None = "24GiB", disk: str | None = None, **workload: Any) -> Plan:
     load = Workload(**{"batch_size": 32, "max_length": 1024, "clipping": True, **workload})
     device = None if gpu is None else parse_bytes(gpu)
-    process = 500 * MIB
     return make_plan(
-        model_of(), work_of(load.max_length), load, torch.bfloat16, parse_bytes(host), device, process_bytes=process
+        model_of(),
+        work_of(load.max_length),
+        load,
+        torch.bfloat16,
+        parse_bytes(host),
+        device,
+        process_bytes=500 * MIB,
+        disk_budget_bytes=None if disk is None else parse_bytes(disk),
     )

@@ -155,11 +155,15 @@ def subject(model: Any, device: str = "cpu") -> Subject:
 
 @contextmanager
 def tiny_engine(
-    of: Subject, sizes: Sizes = SIZES, dtype: torch.dtype = torch.float32, lanes: Lanes | None = None
+    of: Subject,
+    sizes: Sizes = SIZES,
+    dtype: torch.dtype = torch.float32,
+    lanes: Lanes | None = None,
+    offload_dir: Path | None = None,
 ) -> Iterator[Engine]:
     """An engine with the model's weights loaded."""
     start = dict(of.model.named_parameters())
-    with Engine(of.decoder, sizes, dtype, lanes, threads=1) as engine:
+    with Engine(of.decoder, sizes, dtype, lanes, threads=1, offload_dir=offload_dir) as engine:
         engine.load((u, {n: start[n].detach() for n in names}) for u, names in engine.parameter_groups().items())
         yield engine
 
@@ -171,10 +175,11 @@ def hyper_at(step: int) -> AdamWStep:
 def states_of(engine: Engine) -> States:
     """Copies of every plane and moment, after the last update."""
     engine.drain()
-    return {
-        unit: (state.hi.clone(), state.lo.clone(), state.exp_avg.clone(), state.exp_avg_sq.clone())
-        for unit, state in engine.states.items()
-    }
+    copies = {}
+    for unit, state in engine.states.items():
+        with state.opened(change=False) as whole:
+            copies[unit] = tuple(tensor.clone() for tensor in whole.tensors().values())
+    return copies
 
 
 def differences(one: States, other: States) -> list[str]:

@@ -60,3 +60,7 @@ class EngineFailed(SlideFormerError):
 
 class CheckpointError(SlideFormerError):
     """A checkpoint is missing, damaged, of another model, or cannot be written."""
+
+
+class DiskError(SlideFormerError):
+    """State that is kept on disk during a run cannot be written or read back, or is not what was written."""

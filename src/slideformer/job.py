@@ -14,14 +14,13 @@ from slideformer.data.examples import Examples, fingerprint
 from slideformer.data.load import LoadedData
 from slideformer.engine.parity import check_causal
 from slideformer.engine.pretrained import device_and_dtype
-from slideformer.errors import ConfigError
 from slideformer.kernels.liger import apply_liger, choose_kernels
 from slideformer.models.architecture import Decoder
 from slideformer.models.freezing import frozen_names
 from slideformer.models.hub import read_config, resolve
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.lr import learning_rate_at, warmup_step_count
-from slideformer.plan.machine import Machine
+from slideformer.plan.machine import Machine, disk_budget_bytes
 from slideformer.plan.planner import Plan
 from slideformer.planning import plan_run
 from slideformer.prompts import Prompts
@@ -104,8 +103,7 @@ def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
     Raises:
         ConfigError, DataError, UnsupportedModel, DoesNotFit: whatever stands in the way, before minutes of loading.
     """
-    if config.budget.disk or config.budget.offload_dir:
-        raise ConfigError("budget: there is no disk tier yet", "remove budget.disk and budget.offload_dir")
+    disk = disk_budget_bytes(config.budget.offload_dir, config.budget.disk_bytes)
     device, dtype = device_and_dtype(config.device, config.compute_dtype)
     path = resolve(config.model, config.trust_remote_code)
     model_config = read_config(path, config.trust_remote_code)
@@ -119,7 +117,7 @@ def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
     data, held_out = read_data(config, tokenizer, decoder.vocabulary)
     prompts = read_sample_prompts(config, tokenizer, path, model_config)
     machine = Machine.measure(decoder.device)
-    plan = plan_run(config, decoder, dtype, machine, data, held_out, prompts, micro_batch_size)
+    plan = plan_run(config, decoder, dtype, machine, disk, data, held_out, prompts, micro_batch_size)
     return Job(config, path, model_config, tokenizer, data, held_out, prompts, decoder, dtype, kernels, machine, plan)
 
 

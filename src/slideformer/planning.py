@@ -25,6 +25,7 @@ def plan_run(
     decoder: Decoder,
     dtype: torch.dtype,
     machine: Machine,
+    disk_budget_bytes: int | None,
     data: LoadedData,
     held_out: Examples | None,
     prompts: Prompts | None,
@@ -33,6 +34,7 @@ def plan_run(
     """The plan of a run over data that has been read.
 
     Args:
+        disk_budget_bytes: what offloaded states may take; None: nothing is offloaded.
         kept_size: the micro-batch size of the run to continue, kept if the config leaves it open and it still fits.
 
     Raises:
@@ -54,7 +56,7 @@ def plan_run(
     work = replace(measure_work(decoder, length, dtype, rows), answers=answers)
 
     def plan_of(workload: Workload) -> Plan:
-        return make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, process_bytes=resident_bytes())
+        return make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, resident_bytes(), disk_budget_bytes)
 
     if kept_size and not config.micro_batch_size and kept_size <= config.batch_size:
         try:

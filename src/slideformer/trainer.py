@@ -86,7 +86,8 @@ class Trainer:
         job = prepare(config, candidates[0].manifest.run.micro_batch_size if candidates else None)
         _introduce(job)
         lanes = measured(lanes_for(job.decoder.device))
-        with Engine(job.decoder, job.plan.sizes, job.dtype, lanes) as engine:
+        offload_dir = config.budget.offload_dir
+        with Engine(job.decoder, job.plan.sizes, job.dtype, lanes, offload_dir=offload_dir) as engine:
             done = _restore_or_load(engine, job, candidates)
             callbacks = _listening_callbacks([*trackers, *self._callbacks], job, self._wishes)
             stopped_at = self._run(engine, job, done, callbacks)

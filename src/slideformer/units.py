@@ -33,6 +33,11 @@ def format_bytes(size_bytes: float) -> str:
     return f"{int(size_bytes)} B"
 
 
+def gib_that_hold(size_bytes: int) -> str:
+    """3_000_000_000 -> '3GiB': a budget that is not too small."""
+    return f"{-(-size_bytes // GIB)}GiB"
+
+
 def format_seconds(seconds: float) -> str:
     """75 -> '1:15', 4000 -> '1:06:40'."""
     minutes, second = divmod(round(seconds), 60)

@@ -63,7 +63,8 @@ def gradients_of(engine: Engine) -> dict[str, torch.Tensor]:
     engine.drain()
     found = {}
     for (unit, names), state in zip(engine.parameter_groups().items(), engine.states.values(), strict=True):
-        views = state.layout.views(state.exp_avg)
+        with state.opened(change=False) as whole:
+            views = whole.layout.views(whole.exp_avg)
         prefix = f"{unit}." if unit in engine.decoder.block_names else ""
         found.update({name: views[name.removeprefix(prefix)] / (1 - hyper_at(1).beta1) for name in names})
     return found

@@ -1,7 +1,7 @@
 """Updates run when their gradients are there and the norm is known, the next forward's first need first."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -47,6 +47,20 @@ class SteppedWorker:
         pass
 
 
+class RecordsOnTheirWay:
+    """States on disk, some of which have not arrived; a log of what was expected."""
+
+    def __init__(self):
+        self.coming: set[str] = set()
+        self.expected: list[list[str]] = []
+
+    def expect(self, units: Sequence[str]) -> None:
+        self.expected.append(list(units))
+
+    def ready(self, unit: str) -> bool:
+        return unit not in self.coming
+
+
 class Queue:
     """Updates on a worker that is stepped by hand, with a log of what was applied with which gradient scale."""
 
@@ -56,7 +70,8 @@ class Queue:
         def start_worker(name: str, work: Callable[[], bool]) -> Worker:
             return SteppedWorker(name, work)
 
-        self.updates = Updates(Lanes(inline.device, inline.compute, inline.h2d, inline.d2h, start_worker))
+        self.records = RecordsOnTheirWay()
+        self.updates = Updates(Lanes(inline.device, inline.compute, inline.h2d, inline.d2h, start_worker), self.records)
         self.step = self.new_step(1, max_norm)
         self.applied: list[tuple[str, float]] = []
         self.released = 0
@@ -97,6 +112,34 @@ def test_what_the_next_forward_needs_first_is_updated_first():
     while queue.work():
         pass
     assert queue.order == ["embedding", "layer 1", "layer 2", "head"] and queue.released == 4
+
+
+def test_a_state_on_its_way_from_the_disk_comes_behind_those_that_are_there():
+    queue = Queue()
+    for unit, use in (("layer 2", 2), ("layer 1", 1), ("layer 0", 0)):
+        queue.submit(unit, use, [1.0])
+    queue.records.coming = {"layer 0", "layer 1"}
+    assert queue.work() and queue.order == ["layer 2"]
+    assert queue.work() and queue.order == ["layer 2", "layer 0"]  # none is there: the first to be needed
+    queue.records.coming = set()
+    assert queue.work() and queue.order == ["layer 2", "layer 0", "layer 1"]
+
+
+def test_states_are_expected_in_the_order_of_their_updates():
+    queue = Queue()
+    queue.submit("layer 2", 2, [1.0])
+    queue.submit("layer 1", 1, [1.0])
+    queue.submit("layer 0", 0, [1.0], landed=False)
+    assert queue.records.expected[-1] == ["layer 1", "layer 2", "layer 0"]
+
+
+def test_clipped_states_are_expected_once_the_norm_can_be_known_in_the_order_of_their_updates():
+    queue = Queue(max_norm=1.0)
+    for unit, use in (("layer 2", 2), ("layer 1", 1), ("layer 0", 0)):
+        queue.submit(unit, use, [1.0], landed=False)
+    assert queue.records.expected[-1] == []
+    queue.updates.close(queue.step)
+    assert queue.work() and queue.records.expected[-1] == ["layer 0", "layer 1", "layer 2"]
 
 
 def test_a_gradient_that_has_landed_goes_before_one_that_has_not():

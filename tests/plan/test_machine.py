@@ -1,11 +1,13 @@
 """Free memory is what the system has available, or what the container leaves, whichever is less."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from slideformer.plan.machine import HOST_MARGIN, Machine, free_host_bytes
+from slideformer.errors import ConfigError
+from slideformer.plan.machine import DISK_MARGIN, HOST_MARGIN, Machine, disk_budget_bytes, free_host_bytes
 
 
 def system(root: Path, available_kib: int, **cgroup: str) -> Path:
@@ -57,3 +59,23 @@ def test_a_gpu_has_a_name_and_memory():
     machine = Machine.measure(torch.device("cuda"))
     assert machine.name == torch.cuda.get_device_name() and machine.device_bytes is not None
     assert 0 < machine.device_bytes < torch.cuda.mem_get_info()[1]
+
+
+def test_the_disk_is_what_is_free_less_a_margin_or_a_smaller_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    assert disk_budget_bytes(tmp_path, None) == int(1000 * (1 - DISK_MARGIN))
+    assert disk_budget_bytes(tmp_path, 300) == 300
+    assert disk_budget_bytes(tmp_path, 5000) == int(1000 * (1 - DISK_MARGIN))
+    assert disk_budget_bytes(None, None) is None
+
+
+def test_a_directory_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ConfigError, match=r"budget.disk: there is no directory(.|\n)*budget.offload_dir"):
+        disk_budget_bytes(None, 5)
+    for path in (tmp_path / "missing", tmp_path / "file"):
+        (tmp_path / "file").touch()
+        with pytest.raises(ConfigError, match=f"budget.offload_dir: {path} is not a directory"):
+            disk_budget_bytes(path, None)
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(ConfigError, match=f"budget.offload_dir: {tmp_path} cannot be written to"):
+        disk_budget_bytes(tmp_path, None)

@@ -9,6 +9,7 @@ import torch
 from made_up_plans import BLOCKS, VOCABULARY, WIDTH, model_of, plan, work_of
 
 from slideformer.errors import DoesNotFit
+from slideformer.memory.disk_state import BUFFERS
 from slideformer.plan.footprint import device_bytes, host_bytes
 from slideformer.plan.sizes import Sizes
 from slideformer.units import GIB, MIB, parse_bytes
@@ -126,6 +127,65 @@ def test_as_json_is_plain_and_complete():
         size for name, size in values["host_bytes"].items() if name not in ("total", "budget")
     )
     assert values["device_bytes"]["peak"] == plan().device_peak_bytes and values["device_bytes"]["budget"] == 24 * GIB
+
+
+# ---- the disk
+
+
+def test_nothing_goes_to_disk_where_host_memory_holds_it():
+    chosen = plan(disk="1TiB")
+    assert chosen.sizes == plan().sizes and chosen.sizes.disk_blocks == 0 and chosen.disk_peak_bytes == 0
+
+
+def test_as_few_blocks_as_needed_go_to_disk():
+    without = plan()
+    assert without.sizes.host_boundaries == 0  # so nothing but the disk can save host memory
+    seen = []
+    for mib in range(without.host_peak_bytes // MIB, 0, -50):
+        try:
+            chosen = plan(host=f"{mib}MiB", disk="1TiB")
+        except DoesNotFit:
+            break
+        assert chosen.host_peak_bytes <= mib * MIB
+        assert replace(chosen.sizes, disk_blocks=0) == without.sizes
+        seen.append(chosen.sizes.disk_blocks)
+        if seen[-1]:
+            fewer = host_bytes(chosen.model, replace(chosen.sizes, disk_blocks=seen[-1] - 1), torch.bfloat16)
+            assert chosen.host["process"] + sum(fewer.values()) > mib * MIB
+    assert seen == sorted(seen) and seen[-1] == BLOCKS and len(set(seen)) > BLOCKS / 3
+
+
+def test_a_block_on_disk_takes_ten_bytes_a_parameter_and_leaves_two():
+    chosen = plan(host="2500MiB", disk="1TiB")
+    block, count = 12 * WIDTH**2, chosen.sizes.disk_blocks
+    assert count > 0
+    assert chosen.disk == {"optimizer state": count * 10 * block}
+    assert chosen.host["disk buffers"] == BUFFERS * 10 * block
+    assert chosen.host["weights and optimizer state"] == 12 * chosen.model.parameters - count * 10 * block
+    assert chosen.as_json()["disk_bytes"] == {
+        "optimizer state": count * 10 * block, "total": count * 10 * block, "budget": 2**40,
+    }  # fmt: skip
+
+
+def test_too_little_disk():
+    error = refusal(host="2500MiB", disk="100MiB")
+    assert re.match(r"host memory does with \d+ of 12 blocks on disk, which needs .* budget is 100 MiB", error.message)
+    wanted = re.search(r"give budget.disk at least (\d+GiB)", error.hint)
+    assert wanted is not None and plan(host="2500MiB", disk=wanted[1])
+
+
+def test_too_little_host_memory_even_with_a_disk():
+    error = refusal(host="1GiB", disk="1TiB")
+    wanted = re.search(r"give budget.host at least (\d+GiB)", error.hint)
+    assert wanted is not None and plan(host=wanted[1], disk="1TiB")
+    assert "offload_dir" not in error.hint
+
+
+def test_a_disk_is_offered_where_it_would_do():
+    error = refusal(host="2500MiB")
+    wanted = re.search(r"set budget.offload_dir to a fast local disk with (\d+GiB) free", error.hint)
+    assert wanted is not None and plan(host="2500MiB", disk=wanted[1])
+    assert "offload_dir" not in refusal(host="1GiB").hint
 
 
 # ---- refusals

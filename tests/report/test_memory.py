@@ -53,3 +53,13 @@ def test_a_plan_without_bytes_is_no_tier(tmp_path: Path):
 def test_before_the_first_step_only_the_plan_is_known(tmp_path: Path):
     (tmp_path / "run.json").write_text(json.dumps({"plan": plan().as_json()}))
     assert [(tier.name, tier.measured_bytes) for tier in tiers(read_run(tmp_path))] == [("GPU", None), ("Host", None)]
+
+
+def test_the_disk_is_a_tier_where_something_is_there(tmp_path: Path):
+    made = plan(host="2500MiB", disk="64GiB")
+    assert made.disk_peak_bytes > 0
+    (tmp_path / "run.json").write_text(json.dumps({"plan": made.as_json()}))
+    write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "host_peak_bytes": 7}])
+    *_, disk = tiers(read_run(tmp_path))
+    assert (disk.name, disk.planned_bytes, disk.budget_bytes) == ("Disk", made.disk_peak_bytes, 64 * GIB)
+    assert dict(disk.parts) == {"optimizer state": [made.disk_peak_bytes]}

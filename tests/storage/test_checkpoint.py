@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_up_units import tensors_of, unit_in_memory
 
 from slideformer.errors import CheckpointError
 from slideformer.layout import FlatLayout
@@ -19,8 +20,8 @@ RUN = RunFacts(
 
 
 def same(one: Units, other: Units) -> bool:
-    pairs = [(one[unit].tensors[name], other[unit].tensors[name]) for unit in one for name in one[unit].tensors]
-    return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs)
+    pairs = [zip(tensors_of(one[unit]).values(), tensors_of(other[unit]).values(), strict=True) for unit in one]
+    return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for pair in pairs for a, b in pair)
 
 
 def names(directory: Path) -> list[str]:
@@ -81,7 +82,7 @@ def test_a_checkpoint_of_another_model(tmp_path: Path, make_units: MakeUnits):
     path = write_checkpoint(tmp_path, 1, RUN, make_units(1))
     fewer, other = make_units(2), make_units(2)
     del fewer["shell"]
-    other["shell"] = UnitState(FlatLayout({"bias": (3,)}), checkpoint.empty_planes(128, 128))
+    other["shell"] = unit_in_memory(FlatLayout({"bias": (3,)}), checkpoint.empty_planes(128, 128))
     with pytest.raises(CheckpointError, match="of another model; units that only one of them has: shell"):
         restore(path, read_manifest(path), fewer)
     with pytest.raises(CheckpointError, match="shell has other shapes"):

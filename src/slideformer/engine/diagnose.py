@@ -6,12 +6,12 @@ from torch import Tensor
 from slideformer.data.batches import Batch
 from slideformer.engine import compute
 from slideformer.engine.machinery import EMBEDDING, SHELL, documents_on
-from slideformer.memory.host import LayerState
+from slideformer.memory.disk_state import DurableState
 from slideformer.models.architecture import Decoder
 
 
 def first_non_finite(
-    decoder: Decoder, states: dict[str, LayerState], dtype: torch.dtype, micro_batches: list[Batch]
+    decoder: Decoder, states: dict[str, DurableState], dtype: torch.dtype, micro_batches: list[Batch]
 ) -> str:
     """Look through the weights, then repeat the forward with a check behind each block; returns the place in words.
 
@@ -29,10 +29,11 @@ def first_non_finite(
 
 
 def _in_forward(
-    decoder: Decoder, states: dict[str, LayerState], dtype: torch.dtype, batch: Batch, shell: dict[str, Tensor]
+    decoder: Decoder, states: dict[str, DurableState], dtype: torch.dtype, batch: Batch, shell: dict[str, Tensor]
 ) -> str | None:
     rows, row_of = torch.unique(batch.input_ids, return_inverse=True)
-    table = states[EMBEDDING].read(decoder.embedding_name, dtype)
+    with states[EMBEDDING].opened_weights(dtype) as state:
+        table = state.read(decoder.embedding_name, dtype)
     ids = batch.input_ids.to(decoder.device)
     row_of, documents = row_of.to(decoder.device), documents_on(batch, decoder.device)
     micro_batch = compute.MicroBatch(ids, row_of, ids[0, :0], ids[0, :0], 0, documents)
@@ -47,7 +48,7 @@ def _in_forward(
     return None
 
 
-def _on_device(state: LayerState, decoder: Decoder, dtype: torch.dtype) -> dict[str, Tensor]:
+def _on_device(state: DurableState, decoder: Decoder, dtype: torch.dtype) -> dict[str, Tensor]:
     flat = torch.empty(state.layout.numel, dtype=dtype, device=decoder.device)
     state.copy_weights(flat)
     return state.layout.views(flat)

@@ -11,6 +11,7 @@ from torch import Tensor
 from slideformer.data.batches import Batch
 from slideformer.engine import diagnose
 from slideformer.engine.custom_loss import TokenLoss, head_passes
+from slideformer.engine.durable import durable_states
 from slideformer.engine.evaluate import Evaluation, evaluate
 from slideformer.engine.generate import OnToken, batching_for, generate
 from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, UNUSED, Machinery, StepResult
@@ -19,7 +20,8 @@ from slideformer.engine.step import train_step
 from slideformer.errors import EngineFailed
 from slideformer.kernels.attention import preferred_attention
 from slideformer.layout import FlatLayout
-from slideformer.memory.host import HostAllocator, LayerState
+from slideformer.memory.disk_state import units_on_disk
+from slideformer.memory.host import HostAllocator
 from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.threads import cpu_threads
@@ -41,6 +43,7 @@ class Engine:
         sizes: what the plan decided.
         dtype: compute in bfloat16 or float32.
         lanes: by default those of the decoder's device.
+        offload_dir: where the blocks go that `sizes` puts on disk.
         threads: of the CPU optimizer; by default all that this process may use, and beside an accelerator two fewer,
             for the threads that keep it busy.
 
@@ -57,6 +60,7 @@ class Engine:
         dtype: torch.dtype,
         lanes: Lanes | None = None,
         threads: int | None = None,
+        offload_dir: Path | None = None,
     ):
         self.decoder, self.sizes, self.dtype = decoder, sizes, dtype
         self.lanes = lanes or lanes_for(decoder.device)
@@ -64,10 +68,12 @@ class Engine:
         self.allocator = HostAllocator(pin=on_accelerator)
         threads = threads or optimizer_threads(on_accelerator)
         pin_lo = on_accelerator and dtype == torch.float32  # in bf16 the GPU never sees the remainders
-        self.states = {
-            unit: LayerState(unit, layout, self.allocator, pin_lo, threads) for unit, layout in layouts(decoder).items()
-        }
-        self._machinery = Machinery(decoder, self.lanes, self.allocator, self.states, sizes, dtype)
+        units = layouts(decoder)
+        on_disk = units_on_disk(units, decoder.block_names, sizes.disk_blocks)
+        self.states, self._records = durable_states(
+            units, on_disk, offload_dir, dtype, self.allocator, pin_lo, threads
+        )  # fmt: skip
+        self._machinery = Machinery(decoder, self.lanes, self.allocator, self.states, self._records, sizes, dtype)
         self.origin: Origin | None = None
         self._failure: BaseException | None = None
         self._pending: StepResult | None = None
@@ -82,6 +88,8 @@ class Engine:
         clipping: bool = True,
         gpu_budget: str | int | None = None,
         host_budget: str | int | None = None,
+        disk_budget: str | int | None = None,
+        offload_dir: str | Path | None = None,
         micro_batch_size: int | None = None,
         window_depth: int | None = None,
         device: Literal["auto", "cuda", "cpu"] = "auto",
@@ -97,7 +105,8 @@ class Engine:
             model: a Hugging Face model directory or hub id.
             batch_size, max_length: the most sequences of a step, and the most tokens of a sequence.
             clipping: whether `max_norm` will be used; without, gradients need not wait in host memory.
-            gpu_budget, host_budget: bytes, or "8GiB"; None: what is free.
+            gpu_budget, host_budget, disk_budget: bytes, or "8GiB"; None: what is free.
+            offload_dir: directory on a fast local disk for what does not fit in host memory; None: there is no disk.
             micro_batch_size, window_depth: as the settings of these names; None: chosen.
             device: "auto", "cuda" (which includes ROCm) or "cpu".
             compute_dtype: "auto" (bf16 on an accelerator, else fp32), "bf16" or "fp32".
@@ -118,6 +127,8 @@ class Engine:
             Workload(batch_size, max_length, clipping, micro_batch_size, window_depth),
             gpu_budget_bytes=None if gpu_budget is None else parse_bytes(gpu_budget),
             host_budget_bytes=None if host_budget is None else parse_bytes(host_budget),
+            disk_bytes=None if disk_budget is None else parse_bytes(disk_budget),
+            offload_dir=None if offload_dir is None else Path(offload_dir),
             device=device,
             compute_dtype=compute_dtype,
             kernels=kernels,
@@ -176,9 +187,10 @@ class Engine:
     def drain(self) -> None:
         """Wait until every update has run."""
         self._refuse_after_failure()
-        if self._pending is not None:
-            with self._final_if_it_fails():
+        with self._final_if_it_fails():
+            if self._pending is not None:
                 self._machinery.updates.wait_done(self._pending.pending)
+            self._records.drain()
 
     def evaluate(self, batches: Sequence[Batch]) -> Evaluation:
         """The loss over the trained tokens of all batches, forward only; leaves no trace on training.
@@ -220,8 +232,9 @@ class Engine:
         """Set masters from (unit, parameter name -> values) pairs, as `parameter_groups` names them."""
         for unit, tensors in groups:
             prefix = self._prefix(unit)
-            for name, value in tensors.items():
-                self.states[unit].load(name.removeprefix(prefix), value)
+            with self.states[unit].opened(change=True) as state:
+                for name, value in tensors.items():
+                    state.load(name.removeprefix(prefix), value)
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """Unit -> full names of its parameters, in the order in which they are used."""
@@ -234,16 +247,18 @@ class Engine:
         self.drain()
         for unit, state in self.states.items():
             prefix = self._prefix(unit)
-            yield unit, {prefix + name: state.read(name, dtype) for name in state.layout.fields}
+            with state.opened_weights(dtype) as readable:
+                yield unit, {prefix + name: readable.read(name, dtype) for name in state.layout.fields}
 
     def unit_states(self) -> dict[str, UnitState]:
-        """Everything durable, as it lies in memory, after the last update; write to it only before the first step."""
+        """Everything durable, where it lies, after the last update; write to it only before the first step."""
         self.drain()
-        return {unit: UnitState(state.layout, state.tensors(), state.missed) for unit, state in self.states.items()}
+        return {unit: UnitState(state.layout, state.opened, state.missed) for unit, state in self.states.items()}
 
     def close(self) -> None:
         """Stop the worker and free pinned memory."""
         self._machinery.updates.worker.close()
+        self._records.close()
         if self.lanes.device.type != "cpu":
             torch.accelerator.synchronize(self.lanes.device)
         self.allocator.close()

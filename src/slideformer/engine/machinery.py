@@ -13,6 +13,7 @@ from slideformer.engine.compute import MicroBatch, Weights
 from slideformer.engine.updates import StepUpdates, Updates
 from slideformer.layout import FlatLayout
 from slideformer.memory.activations import ActivationStore
+from slideformer.memory.disk_state import AllInMemory, DurableState, RecordRing
 from slideformer.memory.embedding import EmbeddingTable
 from slideformer.memory.feed import TokenFeed
 from slideformer.memory.gradients import Accumulator, GradientRing, HostGradient, copy_async
@@ -71,7 +72,9 @@ class Machinery:
     """Every store and lane of one engine.
 
     Args:
-        states: durable state by unit: the names of the blocks, `EMBEDDING`, `SHELL`, and `HEAD` unless tied.
+        states: durable state by unit: the names of the blocks, `EMBEDDING`, `SHELL`, and `HEAD` unless tied; only
+            blocks may be on disk.
+        records: where those are.
         dtype: what the device computes in, bfloat16 or float32; gradients cross the link in it.
     """
 
@@ -80,7 +83,8 @@ class Machinery:
         decoder: Decoder,
         lanes: Lanes,
         allocator: HostAllocator,
-        states: dict[str, LayerState],
+        states: dict[str, DurableState],
+        records: RecordRing | AllInMemory,
         sizes: Sizes,
         dtype: torch.dtype,
     ):
@@ -89,7 +93,7 @@ class Machinery:
         self.blocks = [states[name] for name in decoder.block_names]
         self.layouts: list[FlatLayout] = [state.layout for state in self.blocks]
         self._learn_where_backward_ends()
-        self.updates = Updates(lanes)
+        self.updates = Updates(lanes, records)
         self.window = LayerWindow(
             lanes,
             self.layouts,
@@ -113,7 +117,8 @@ class Machinery:
         self.saved = ActivationStore(
             lanes, allocator, range(sizes.boundaries_on_host(decoder.depth)), sizes.micro_batches, boundary, dtype
         )
-        self.table = EmbeddingTable(lanes, allocator, states[EMBEDDING], sizes.step_tokens, dtype, decoder.padding_row)
+        embedding = self._in_memory(EMBEDDING)
+        self.table = EmbeddingTable(lanes, allocator, embedding, sizes.step_tokens, dtype, decoder.padding_row)
         self._wire_head(allocator, dtype)
         self._wire_shell(allocator, dtype)
         self._token_feed = TokenFeed(lanes, allocator, sizes.step_indices)
@@ -229,7 +234,7 @@ class Machinery:
         if tied:
             submit(pending, EMBEDDING, NEXT_USE_FIRST, [landed], lambda hyper: self.table.update_rest(host, hyper))
         else:
-            head = self.states[HEAD].adam
+            head = self._in_memory(HEAD).adam
             submit(pending, HEAD, self.decoder.depth, [landed], lambda hyper: head.step(host, hyper))
 
     def submit_block(self, result: StepResult, i: int, gradient: Accumulator) -> None:
@@ -241,7 +246,7 @@ class Machinery:
         landed = self.gradients.flush(self._index(state.name), gradient)
         self._submit_state(result, state, i, landed)
 
-    def _submit_state(self, result: StepResult, state: LayerState, next_use: int, landed: HostGradient) -> None:
+    def _submit_state(self, result: StepResult, state: DurableState, next_use: int, landed: HostGradient) -> None:
         def update(hyper: AdamWStep) -> None:
             state.update(landed.flat, landed.reached, hyper)
 
@@ -263,6 +268,11 @@ class Machinery:
         result.landed = self.lanes.d2h.record()
         self.updates.close(result.pending)
         return result
+
+    def _in_memory(self, unit: str) -> LayerState:
+        state = self.states[unit]
+        assert isinstance(state, LayerState), f"{unit} is on disk"
+        return state
 
     def _index(self, unit: str) -> int:
         return list(self.states).index(unit)

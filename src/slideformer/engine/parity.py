@@ -238,11 +238,11 @@ def _first_gradients(engine: Engine) -> dict[str, Tensor]:
     engine.drain()
     gradients = {}
     for unit, names in engine.parameter_groups().items():
-        state = engine.states[unit]
-        for name, field in zip(names, state.layout.fields.values(), strict=True):
-            if field.trained:
-                moment = state.exp_avg[field.start : field.stop]
-                gradients[name] = (moment / (1 - HYPER.beta1)).view(field.shape)
+        with engine.states[unit].opened(change=False) as state:
+            for name, field in zip(names, state.layout.fields.values(), strict=True):
+                if field.trained:
+                    moment = state.exp_avg[field.start : field.stop]
+                    gradients[name] = (moment / (1 - HYPER.beta1)).view(field.shape)
     return gradients
 
 

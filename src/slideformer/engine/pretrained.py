@@ -15,7 +15,7 @@ from slideformer.models.hub import read_config, resolve
 from slideformer.models.meta import build_on_meta
 from slideformer.models.stream_in import stream_in
 from slideformer.models.stream_out import stream_out
-from slideformer.plan.machine import Machine, resident_bytes
+from slideformer.plan.machine import Machine, disk_budget_bytes, resident_bytes
 from slideformer.plan.planner import Plan, Workload, make_plan
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def load_engine(
     *,
     gpu_budget_bytes: int | None,
     host_budget_bytes: int | None,
+    disk_bytes: int | None,
+    offload_dir: Path | None,
     device: Literal["auto", "cuda", "cpu"],
     compute_dtype: Literal["auto", "bf16", "fp32"],
     kernels: Literal["auto", "liger", "torch"],
@@ -69,6 +71,7 @@ def load_engine(
     parity_check: bool,
 ) -> "Engine":
     """What `Engine.from_pretrained` does."""
+    disk = disk_budget_bytes(offload_dir, disk_bytes)
     where, dtype = device_and_dtype(device, compute_dtype)
     path = resolve(model, trust_remote_code)
     config = read_config(path, trust_remote_code)
@@ -76,10 +79,10 @@ def load_engine(
     decoder = Decoder(config, where, attn_implementation, customize, trust_remote_code)
     machine, work = Machine.measure(where), measure_work(decoder, workload.max_length, dtype)
     host, gpu = host_budget_bytes or machine.host_bytes, machine.allocatable_bytes(gpu_budget_bytes)
-    plan = make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, process_bytes=resident_bytes())
+    plan = make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, resident_bytes(), disk)
     if parity_check:
         check_parity(config, trust_remote_code)
-    engine = kind(decoder, plan.sizes, dtype)
+    engine = kind(decoder, plan.sizes, dtype, offload_dir=offload_dir)
     engine.origin = Origin(path, config, plan, trust_remote_code)
     engine.load(stream_in(path, build_on_meta(config, None, trust_remote_code), engine.parameter_groups()))
     return engine

@@ -9,8 +9,9 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from slideformer.errors import NonFinite, SlideFormerError, WorkerFailed
 from slideformer.memory.gradients import HostGradient
@@ -72,10 +73,27 @@ class Update:
         return all(gradient.landed.done() for gradient in self.gradients)
 
 
-class Updates:
-    """The queue of pending updates and the worker that serves it."""
+class Records(Protocol):
+    """Where the states of units are, if not in memory."""
 
-    def __init__(self, lanes: Lanes):
+    def expect(self, units: Sequence[str]) -> None:
+        """They are updated next, in about this order."""
+        ...
+
+    def ready(self, unit: str) -> bool:
+        """Whether its update would not wait for its state."""
+        ...
+
+
+class Updates:
+    """The queue of pending updates and the worker that serves it.
+
+    Args:
+        records: told which states will be needed.
+    """
+
+    def __init__(self, lanes: Lanes, records: Records):
+        self._records = records
         self._lock = threading.Lock()
         self._pending: list[Update] = []
         self._unfinished: Counter[str] = Counter()
@@ -94,6 +112,8 @@ class Updates:
             self._pending.append(Update(step.submitted, unit, next_use, gradients, apply, step))
             self._unfinished[unit] += 1
             step.submitted += 1
+            coming = self._coming()
+        self._records.expect(coming)
         self.worker.kick()
 
     def close(self, step: StepUpdates) -> None:
@@ -119,7 +139,8 @@ class Updates:
 
     def _work(self) -> bool:
         with self._lock:
-            update = self._choose()
+            coming, update = self._coming(), self._choose()
+        self._records.expect(coming)
         if update is None:
             return False
         step = update.step
@@ -129,10 +150,27 @@ class Updates:
         return True
 
     def _choose(self) -> Update | None:
-        """The next update to run: the one needed first among those that can run; else the one submitted first."""
-        runnable = [u for u in self._pending if u.step.max_norm is None or u.step.closed]
+        """The next update to run: the one needed first among those that can run; else the one submitted first.
+
+        One whose state is still on its way from the disk comes behind those that need not wait.
+        """
+        runnable = self._runnable()
         landed = [u for u in runnable if u.landed()]
-        return min(landed or runnable[:1], key=lambda u: u.next_use, default=None)
+        ready = [u for u in landed if self._records.ready(u.unit)]
+        return min(ready or landed or runnable[:1], key=lambda u: u.next_use, default=None)
+
+    def _coming(self) -> list[str]:
+        """Units of the updates to run next, in the order that is likely now: landed ones by next use, then the others
+        as they were submitted. Clipped ones run when all have landed."""
+
+        def turn(update: Update) -> tuple[bool, int]:
+            waits = update.step.max_norm is None and not update.landed()
+            return waits, update.number if waits else update.next_use
+
+        return [update.unit for update in sorted(self._runnable(), key=turn)]
+
+    def _runnable(self) -> list[Update]:
+        return [u for u in self._pending if u.step.max_norm is None or u.step.closed]
 
     def _read_norm(self, step: StepUpdates) -> None:
         for update in [u for u in self._pending if u.step is step]:

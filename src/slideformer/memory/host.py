@@ -9,6 +9,7 @@ import mmap
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -108,6 +109,14 @@ class LayerState:
     def tensors(self) -> dict[str, Tensor]:
         """Everything durable by name: the planes [numel] and the moments [trained_numel]."""
         return {"hi": self.hi, "lo": self.lo, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+
+    def opened(self, change: bool) -> AbstractContextManager["LayerState"]:
+        """The whole state in memory, where it always is; of one that is not, `change` says whether to keep changes."""
+        return nullcontext(self)
+
+    def opened_weights(self, dtype: torch.dtype) -> AbstractContextManager["LayerState"]:
+        """A state of which only the weights are to be read, in `dtype`."""
+        return nullcontext(self)
 
     def update(self, gradient: Tensor, reached: Collection[str], hyper: AdamWStep) -> None:
         """One AdamW step with a gradient [trained_numel] that reached these parameters."""

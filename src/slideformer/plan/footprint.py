@@ -7,6 +7,7 @@ import torch
 
 from slideformer.layout import FlatLayout
 from slideformer.memory.activations import ActivationStore
+from slideformer.memory.disk_state import RecordRing, record_bytes, units_on_disk
 from slideformer.memory.embedding import EmbeddingTable
 from slideformer.memory.feed import TokenFeed
 from slideformer.memory.gradients import GradientRing
@@ -14,6 +15,7 @@ from slideformer.memory.head import HeadWeight
 from slideformer.memory.host import LayerState
 from slideformer.memory.window import LayerWindow
 from slideformer.plan.sizes import Sizes
+from slideformer.storage.disk import DiskFile
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,11 @@ def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
     """Named buffers in host memory."""
     block = GradientRing.numel_for(model.block_layouts)
     boundary = sizes.micro_batch_tokens * model.hidden
+    on_disk = _records(model, sizes, dtype)
+    states = sum(LayerState.bytes_needed(layout) for layout in model.layouts.values())
     return {
-        "weights and optimizer state": sum(LayerState.bytes_needed(layout) for layout in model.layouts.values()),
+        "weights and optimizer state": states - sum(on_disk.values()),
+        "disk buffers": RecordRing.bytes_needed(on_disk.values()),
         "gradients": GradientRing.host_bytes_needed(block, sizes.gradient_slots, dtype)
         + (model.layouts[model.head].trained_numel + model.layouts[model.shell].trained_numel) * dtype.itemsize,
         "embedding rows": EmbeddingTable.host_bytes_needed(
@@ -116,6 +121,17 @@ def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
         ),
         "token ids": TokenFeed.bytes_needed(sizes.step_indices),
     }
+
+
+def disk_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
+    """Named files in `budget.offload_dir`."""
+    return {"optimizer state": DiskFile.bytes_needed(_records(model, sizes, dtype))}
+
+
+def _records(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
+    """Unit on disk -> bytes of its record."""
+    units = units_on_disk(model.layouts, model.blocks, sizes.disk_blocks)
+    return {unit: record_bytes(model.layouts[unit], dtype) for unit in units}
 
 
 def device_bytes(model: ModelSizes, work: Work, sizes: Sizes, dtype: torch.dtype) -> dict[str, dict[str, int]]:

@@ -1,13 +1,18 @@
 """What this machine has to give: memory now free, within the limits of its container."""
 
+import os
 import resource
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from slideformer.errors import ConfigError
+
 HOST_MARGIN = 0.05  # left to everything else when no budget is given
 DEVICE_MARGIN = 0.06  # fragmentation of the caching allocator
+DISK_MARGIN = 0.05  # most file systems become slow when they are full
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,28 @@ def free_host_bytes(root: Path = Path("/")) -> int:
         _room(cgroup / "memory/memory.limit_in_bytes", cgroup / "memory/memory.usage_in_bytes"),
     ]
     return min([available, *(room for room in limits if room is not None)])
+
+
+def disk_budget_bytes(directory: Path | None, budget_bytes: int | None) -> int | None:
+    """What may be taken of the file system of `directory`: the budget, and no more than is free, less a margin.
+
+    None where nothing may be: there is no directory.
+
+    Raises:
+        ConfigError: there is a budget without a directory, or this process may not write in it.
+    """
+    if directory is None:
+        if budget_bytes is None:
+            return None
+        raise ConfigError("budget.disk: there is no directory", "set budget.offload_dir to one on a fast local disk")
+    if not directory.is_dir():
+        raise ConfigError(
+            f"budget.offload_dir: {directory} is not a directory", "make it, on a fast local disk, or leave it out"
+        )
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigError(f"budget.offload_dir: {directory} cannot be written to", "give write permission, or another")
+    free = int(shutil.disk_usage(directory).free * (1 - DISK_MARGIN))
+    return free if budget_bytes is None else min(free, budget_bytes)
 
 
 def resident_bytes() -> int:

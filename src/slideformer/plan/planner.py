@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from slideformer.errors import DoesNotFit
-from slideformer.plan.footprint import ModelSizes, Work, device_bytes, host_bytes
+from slideformer.plan.footprint import ModelSizes, Work, device_bytes, disk_bytes, host_bytes
+from slideformer.plan.offloading import disk_is_full, fewest_on_disk, offer
 from slideformer.plan.sizes import Sizes
 from slideformer.plan.table import render
-from slideformer.units import format_bytes
+from slideformer.units import format_bytes, gib_that_hold
 
 TARGET_TOKENS = 8192  # of a micro-batch: enough to fill a large GPU; more only costs memory
 PREFERRED_DEPTH = 3  # one layer computes, one is ready, one arrives
@@ -45,15 +46,23 @@ class Plan:
     Attributes:
         host: bytes of host memory by name.
         device: bytes of device memory by phase and name.
+        disk: bytes in `budget.offload_dir` by name.
         host_budget_bytes, device_budget_bytes: None is no limit.
+        disk_budget_bytes: None: there is no disk tier.
     """
 
     sizes: Sizes
     model: ModelSizes
     host: dict[str, int]
     device: dict[str, dict[str, int]]
+    disk: dict[str, int]
     host_budget_bytes: int
     device_budget_bytes: int | None
+    disk_budget_bytes: int | None
+
+    @property
+    def disk_peak_bytes(self) -> int:
+        return sum(self.disk.values())
 
     @property
     def host_peak_bytes(self) -> int:
@@ -62,6 +71,18 @@ class Plan:
     @property
     def device_peak_bytes(self) -> int:
         return max(sum(phase.values()) for phase in self.device.values())
+
+    @property
+    def fits_device(self) -> bool:
+        return self.device_budget_bytes is None or self.device_peak_bytes <= self.device_budget_bytes
+
+    @property
+    def fits_host(self) -> bool:
+        return self.host_peak_bytes <= self.host_budget_bytes
+
+    @property
+    def fits_disk(self) -> bool:
+        return self.disk_peak_bytes <= (self.disk_budget_bytes or 0)
 
     def __str__(self) -> str:
         return render(self)
@@ -75,6 +96,7 @@ class Plan:
             "device_bytes": {
                 **self.device, "peak": self.device_peak_bytes, "budget": self.device_budget_bytes,
             },
+            "disk_bytes": {**self.disk, "total": self.disk_peak_bytes, "budget": self.disk_budget_bytes},
         }  # fmt: skip
 
 
@@ -86,28 +108,36 @@ def make_plan(
     host_budget_bytes: int,
     device_budget_bytes: int | None,
     process_bytes: int,
+    disk_budget_bytes: int | None = None,
 ) -> Plan:
     """The first of the preferred sizes that fits.
 
-    Preferred: micro-batches of about `TARGET_TOKENS`, then a window of three layers, then as many boundary activations
-    on the device as there is room for, then as little recomputation.
+    Preferred: nothing on disk, then micro-batches of about `TARGET_TOKENS`, then a window of three layers, then as many
+    boundary activations on the device as there is room for, then as few blocks on disk, then as little recomputation.
 
     Args:
         device_budget_bytes: None where layers compute in host memory; what they need is then counted there.
         process_bytes: host memory of the process before the engine is built.
+        disk_budget_bytes: None if nothing may be on disk.
 
     Raises:
         DoesNotFit: with what is needed, and what would fit.
     """
 
     def plan_of(sizes: Sizes) -> Plan:
-        return _plan(sizes, model, work, dtype, host_budget_bytes, device_budget_bytes, process_bytes)
+        budgets = (host_budget_bytes, device_budget_bytes, disk_budget_bytes)
+        return _plan(sizes, model, work, dtype, *budgets, process_bytes)
 
     plans = [plan_of(sizes) for sizes in _candidates(model, workload, dtype)]
     for plan in plans:
         if _fits(plan):
             return _keep_what_fits(plan, workload, plan_of)
-    raise _does_not_fit(_least_demanding(plans), workload)
+    if disk_budget_bytes is not None:
+        for plan in (plan for plan in plans if plan.fits_device):
+            with_disk = fewest_on_disk(plan, plan_of)
+            if _fits(with_disk):
+                return _keep_what_fits(with_disk, workload, plan_of)
+    raise _does_not_fit(_least_demanding(plans), workload, plan_of)
 
 
 def _candidates(model: ModelSizes, workload: Workload, dtype: torch.dtype) -> list[Sizes]:
@@ -160,53 +190,53 @@ def _plan(
     dtype: torch.dtype,
     host_budget_bytes: int,
     device_budget_bytes: int | None,
+    disk_budget_bytes: int | None,
     process_bytes: int,
 ) -> Plan:
     host = {"process": process_bytes, **host_bytes(model, sizes, dtype)}
     device = device_bytes(model, work, sizes, dtype)
-    plan = Plan(sizes, model, host, device, host_budget_bytes, device_budget_bytes)
+    disk = disk_bytes(model, sizes, dtype)
+    plan = Plan(sizes, model, host, device, disk, host_budget_bytes, device_budget_bytes, disk_budget_bytes)
     if device_budget_bytes is None:
         return replace(plan, host={**host, "computation": plan.device_peak_bytes})
     return plan
 
 
 def _fits(plan: Plan) -> bool:
-    return _fits_device(plan) and _fits_host(plan)
-
-
-def _fits_device(plan: Plan) -> bool:
-    return plan.device_budget_bytes is None or plan.device_peak_bytes <= plan.device_budget_bytes
-
-
-def _fits_host(plan: Plan) -> bool:
-    return plan.host_peak_bytes <= plan.host_budget_bytes
+    return plan.fits_device and plan.fits_host and plan.fits_disk
 
 
 def _least_demanding(plans: list[Plan]) -> Plan:
     """Of the plans that the device can hold, that with the least host memory; if there is none, the smallest there."""
-    on_device = [plan for plan in plans if _fits_device(plan)]
+    on_device = [plan for plan in plans if plan.fits_device]
     if on_device:
         return min(on_device, key=lambda plan: plan.host_peak_bytes)
     return min(plans, key=lambda plan: (plan.device_peak_bytes, plan.host_peak_bytes))
 
 
-def _does_not_fit(plan: Plan, workload: Workload) -> DoesNotFit:
-    """The refusal, from the least demanding plan."""
+def _does_not_fit(plan: Plan, workload: Workload, plan_of: Callable[[Sizes], Plan]) -> DoesNotFit:
+    """The refusal, from the least demanding plan without a disk."""
     budget = plan.device_budget_bytes
-    if budget is not None and not _fits_device(plan):
+    if budget is not None and not plan.fits_device:
         pinned = [key for key in ("micro_batch_size", "window_depth") if getattr(workload, key)]
         remedy = f"leave {' and '.join(pinned)} to the planner" if pinned else "lower max_length"
         return DoesNotFit(
             f"the GPU needs {format_bytes(plan.device_peak_bytes)}, and its budget is {format_bytes(budget)}; "
             f"largest: {_largest(max(plan.device.values(), key=lambda phase: sum(phase.values())))}",
-            f"{remedy}, or give budget.gpu at least {_gib(plan.device_peak_bytes)}",
+            f"{remedy}, or give budget.gpu at least {gib_that_hold(plan.device_peak_bytes)}",
         )
+    other = offer(plan, plan_of)
+    if plan.disk_budget_bytes is not None:
+        with_disk = fewest_on_disk(plan, plan_of)
+        if with_disk.fits_host:
+            return disk_is_full(with_disk)
+        plan = min(plan, with_disk, key=lambda plan: plan.host_peak_bytes)
     clipping = plan.host.get("gradients", 0) if workload.clipping else 0
     without = f" (max_grad_norm: null saves up to {format_bytes(clipping)})" if clipping else ""
     return DoesNotFit(
         f"host memory needs {format_bytes(plan.host_peak_bytes)}, and its budget is "
         f"{format_bytes(plan.host_budget_bytes)}; largest: {_largest(plan.host)}",
-        f"give budget.host at least {_gib(plan.host_peak_bytes)}{without}, or train a model of at most "
+        f"give budget.host at least {gib_that_hold(plan.host_peak_bytes)}{without}{other}, or train a model of at most "
         f"{_parameters_that_fit(plan) / 1e9:.2f}B parameters (this one has {plan.model.parameters / 1e9:.2f}B)",
     )
 
@@ -220,10 +250,6 @@ def _parameters_that_fit(plan: Plan) -> float:
 def _largest(parts: dict[str, int]) -> str:
     top = sorted(parts.items(), key=lambda item: -item[1])[:3]
     return ", ".join(f"{name} {format_bytes(size)}" for name, size in top)
-
-
-def _gib(size_bytes: int) -> str:
-    return f"{-(-size_bytes // 2**30)}GiB"
 
 
 def _power_of_two_below(value: int) -> int:

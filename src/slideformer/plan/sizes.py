@@ -15,6 +15,7 @@ class Sizes:
         host_boundaries: layers (the first ones) whose boundary activations go to host memory.
         head_chunk: tokens whose logits exist at once.
         kept: layers (the last ones) whose forward is kept whole for backward; the others are recomputed.
+        disk_blocks: layers whose durable state, but for the weights that the device fetches, is on disk.
     """
 
     window_depth: int
@@ -25,6 +26,7 @@ class Sizes:
     host_boundaries: int
     head_chunk: int
     kept: int = 0
+    disk_blocks: int = 0
 
     @property
     def micro_batch_tokens(self) -> int:

@@ -20,7 +20,8 @@ def render(plan: "Plan") -> str:
     lines = [
         f"plan: {plan.model.parameters / 1e9:.3g}B parameters in {len(plan.model.blocks)} blocks, "
         f"{sizes.window_depth} in the window; {batch} of up to {sizes.max_length} tokens a step; "
-        f"{kept} of {len(plan.model.blocks)} boundary activations stay on the device; {_recomputation(plan)}"
+        f"{kept} of {len(plan.model.blocks)} boundary activations stay on the device; "
+        f"{_recomputation(plan)}{_offloading(plan)}"
     ]
     return "\n".join([*lines, _tables(plan)])
 
@@ -34,6 +35,8 @@ def _tables(plan: "Plan") -> str:
     if plan.device_budget_bytes is not None:
         _add_tier(table, *_device_tier(plan), plan.device_peak_bytes, plan.device_budget_bytes)
     _add_tier(table, "host", plan.host, plan.host_peak_bytes, plan.host_budget_bytes)
+    if plan.disk_budget_bytes is not None:
+        _add_tier(table, "disk", plan.disk, plan.disk_peak_bytes, plan.disk_budget_bytes)
     console.print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
@@ -49,6 +52,11 @@ def _add_tier(table: Table, tier: str, parts: dict[str, int], total: int, budget
             table.add_row(tier, name, format_bytes(size), "")
             tier = ""
     table.add_row("", "total", format_bytes(total), format_bytes(budget), end_section=True)
+
+
+def _offloading(plan: "Plan") -> str:
+    on_disk = plan.sizes.disk_blocks
+    return f"; optimizer state of {on_disk} blocks is on disk" if on_disk else ""
 
 
 def _recomputation(plan: "Plan") -> str:

@@ -59,7 +59,7 @@ class Tier:
 
 
 def tiers(run: RunData) -> list[Tier]:
-    """The GPU, where it was used, and the host, where anything is known of them."""
+    """The GPU, where it was used, and the host, where anything is known of them; the disk, where anything is there."""
     plan = run.record.plan if run.record else PlannedBytes()
     found = []
     gpu_peak = _peak(run.column("gpu_peak_bytes"))
@@ -69,9 +69,15 @@ def tiers(run: RunData) -> list[Tier]:
         found.append(_tier("GPU", phases, gpu_peak, budget if isinstance(budget, int) else None))
     host_peak = _peak(run.column("host_peak_bytes"))
     if host_peak or plan.host_bytes:
-        parts = {name: size for name, size in plan.host_bytes.items() if size is not None and name not in SUMS}
-        found.append(_tier("Host", {"": parts} if parts else {}, host_peak, plan.host_bytes.get("budget")))
+        found.append(_tier("Host", _one_phase(plan.host_bytes), host_peak, plan.host_bytes.get("budget")))
+    if plan.disk_bytes.get("total"):  # allocated as planned, before the first step
+        found.append(_tier("Disk", _one_phase(plan.disk_bytes), None, plan.disk_bytes.get("budget")))
     return [tier for tier in found if tier.planned_bytes or tier.measured_bytes or tier.budget_bytes]
+
+
+def _one_phase(planned: Mapping[str, int | None]) -> dict[str, dict[str, int]]:
+    parts = {name: size for name, size in planned.items() if size is not None and name not in SUMS}
+    return {"": parts} if parts else {}
 
 
 def _tier(name: str, phases: Mapping[str, Mapping[str, int]], measured: int | None, budget: int | None) -> Tier:

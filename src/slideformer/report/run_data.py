@@ -81,11 +81,13 @@ class PlannedBytes(_Part):
         sizes: what the plan chose, by name.
         host_bytes: by name of the part, with "total" and "budget".
         device_bytes: by phase and name of the part, with "peak" and "budget" beside the phases.
+        disk_bytes: as `host_bytes`; empty of runs before there was a disk tier.
     """
 
     sizes: dict[str, Any] = {}
     host_bytes: dict[str, Count | None] = {}
     device_bytes: dict[str, dict[str, Count] | Count | None] = {}
+    disk_bytes: dict[str, Count | None] = {}
 
 
 class SourceReport(_Part):

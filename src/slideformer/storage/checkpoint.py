@@ -10,8 +10,10 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,12 +28,23 @@ NAME = re.compile(r"checkpoint-([1-9][0-9]{0,17})")
 HIDDEN = ".checkpoint-"  # what is not yet, or no longer, a checkpoint
 
 
+class HasTensors(Protocol):
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Everything durable by name, in host memory, to be written from and read into in place."""
+        ...
+
+
 @dataclass(frozen=True)
 class UnitState:
-    """A unit as a checkpoint sees it: tensors in host memory, written from and read into in place."""
+    """A unit as a checkpoint sees it.
+
+    Attributes:
+        opened: brings the unit's tensors to host memory, if they are not there, for as long as the context lasts; its
+            `change` says whether what is changed there is to be kept. Several units may be open at once.
+    """
 
     layout: FlatLayout
-    tensors: Mapping[str, Tensor]
+    opened: Callable[[bool], AbstractContextManager[HasTensors]]
     missed: Counter[str] = field(default_factory=Counter)
 
 
@@ -90,7 +103,8 @@ def restore(path: Path, manifest: Manifest, units: Mapping[str, UnitState]) -> N
 
     def read(unit: str) -> None:
         described = manifest.units[unit]
-        found = read_tensors(path / described.file, units[unit].tensors)
+        with units[unit].opened(True) as state:
+            found = read_tensors(path / described.file, state.tensors())
         if found != Digest(described.size_bytes, described.sha256):
             raise CheckpointError(f"{path / described.file} was changed after it was written: its checksum is another")
         units[unit].missed.clear()
@@ -175,7 +189,8 @@ def _write_units(directory: Path, units: Mapping[str, UnitState]) -> dict[str, U
     def write(numbered: tuple[int, str]) -> UnitFile:
         number, unit = numbered
         state, file = units[unit], f"{number:05d}-{_plain(unit)}.safetensors"
-        digest = write_tensors(directory / file, state.tensors)
+        with state.opened(False) as opened:
+            digest = write_tensors(directory / file, opened.tensors())
         return UnitFile(
             file=file,
             size_bytes=digest.size_bytes,

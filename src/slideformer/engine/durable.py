@@ -1,0 +1,45 @@
+"""Every unit's durable state, in host memory or with a record on disk, as the plan says."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from slideformer.errors import ConfigError
+from slideformer.layout import FlatLayout
+from slideformer.memory.disk_state import AllInMemory, DiskState, DurableState, RecordRing, record_bytes, resident_parts
+from slideformer.memory.host import HostAllocator, LayerState
+
+
+def durable_states(
+    layouts: Mapping[str, FlatLayout],
+    on_disk: list[str],
+    offload_dir: Path | None,
+    dtype: torch.dtype,
+    allocator: HostAllocator,
+    pin_lo: bool,
+    threads: int,
+) -> tuple[dict[str, DurableState], RecordRing | AllInMemory]:
+    """States by unit, in the order of `layouts`, and what brings those from the disk.
+
+    Args:
+        on_disk: units of which the disk holds what the device does not fetch.
+        dtype: what the device computes in.
+
+    Raises:
+        ConfigError: something is to be on disk, and `offload_dir` is None.
+        DiskError: there is no room in it.
+    """
+    if on_disk and offload_dir is None:
+        raise ConfigError(f"{len(on_disk)} blocks are to be on disk, but there is no directory", "set offload_dir")
+    records: RecordRing | AllInMemory = AllInMemory()
+    if on_disk and offload_dir is not None:
+        records = RecordRing(offload_dir, {unit: record_bytes(layouts[unit], dtype) for unit in on_disk}, allocator)
+    resident = resident_parts(dtype)
+
+    def state_of(unit: str, layout: FlatLayout) -> DurableState:
+        if isinstance(records, RecordRing) and unit in on_disk:
+            return DiskState(unit, layout, allocator, records, pin_lo, threads, resident)
+        return LayerState(unit, layout, allocator, pin_lo, threads)
+
+    return {unit: state_of(unit, layout) for unit, layout in layouts.items()}, records
