@@ -99,6 +99,7 @@ class Job:
             steps=self.steps,
             dtype="bf16" if self.dtype == torch.bfloat16 else "fp32",
             micro_batch_size=self.plan.sizes.micro_batch_size,
+            optimizer_state=self.config.optimizer_state,
             data=Data(records=len(self.data.examples), sha256=fingerprint(self.data.examples)),
             versions=package_versions(),
             config=self.config.model_dump(mode="json"),
@@ -245,6 +246,7 @@ def _plan(
         config.micro_batch_size,
         config.window_depth,
         recompute_all=bool(config.gradient_checkpointing),
+        optimizer_state=config.optimizer_state,
     )
     host = config.budget.host_bytes or machine.host_bytes
     gpu = machine.allocatable_bytes(config.budget.gpu_bytes)

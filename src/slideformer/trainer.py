@@ -89,7 +89,7 @@ class Trainer:
             print(check_parity(job.model_config, config.trust_remote_code, config.packing))
         print(job.plan)
         lanes = measured(lanes_for(job.decoder.device))
-        with Engine(job.decoder, job.plan.sizes, job.dtype, lanes) as engine:
+        with Engine(job.decoder, job.plan.sizes, job.dtype, lanes, seed=config.seed) as engine:
             done = _restore_or_load(engine, job, candidates)
             callbacks = _listening_callbacks([*trackers, *self._callbacks], job, self._wishes)
             stopped_at = self._run(engine, job, done, callbacks)

@@ -22,9 +22,10 @@ from slideformer.layout import FlatLayout
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
+from slideformer.optim.rounding import Rounding
 from slideformer.optim.threads import cpu_threads
 from slideformer.plan.planner import Workload
-from slideformer.plan.sizes import Sizes
+from slideformer.plan.sizes import OptimizerState, Sizes
 from slideformer.storage.checkpoint import UnitState
 from slideformer.streams import Lanes, lanes_for
 from slideformer.units import parse_bytes
@@ -43,6 +44,7 @@ class Engine:
         lanes: by default those of the decoder's device.
         threads: of the CPU optimizer; by default all that this process may use, and beside an accelerator two fewer,
             for the threads that keep it busy.
+        seed: of the stochastic rounding of moments, where `sizes.optimizer_state` is bf16.
 
     Attributes:
         origin: the model's directory and the plan, of an engine made by `from_pretrained`.
@@ -57,6 +59,7 @@ class Engine:
         dtype: torch.dtype,
         lanes: Lanes | None = None,
         threads: int | None = None,
+        seed: int = 0,
     ):
         self.decoder, self.sizes, self.dtype = decoder, sizes, dtype
         self.lanes = lanes or lanes_for(decoder.device)
@@ -65,7 +68,8 @@ class Engine:
         threads = threads or optimizer_threads(on_accelerator)
         pin_lo = on_accelerator and dtype == torch.float32  # in bf16 the GPU never sees the remainders
         self.states = {
-            unit: LayerState(unit, layout, self.allocator, pin_lo, threads) for unit, layout in layouts(decoder).items()
+            unit: LayerState(unit, layout, self.allocator, pin_lo, threads, sizes.moment_dtype, Rounding(seed, number))
+            for number, (unit, layout) in enumerate(layouts(decoder).items())
         }
         self._machinery = Machinery(decoder, self.lanes, self.allocator, self.states, sizes, dtype)
         self.origin: Origin | None = None
@@ -86,6 +90,8 @@ class Engine:
         window_depth: int | None = None,
         device: Literal["auto", "cuda", "cpu"] = "auto",
         compute_dtype: Literal["auto", "bf16", "fp32"] = "auto",
+        optimizer_state: OptimizerState = "fp32",
+        seed: int = 0,
         kernels: Literal["auto", "liger", "torch"] = "auto",
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
@@ -101,6 +107,8 @@ class Engine:
             micro_batch_size, window_depth: as the settings of these names; None: chosen.
             device: "auto", "cuda" (which includes ROCm) or "cpu".
             compute_dtype: "auto" (bf16 on an accelerator, else fp32), "bf16" or "fp32".
+            optimizer_state: type of AdamW's stored moments, "fp32" or, stochastically rounded, "bf16".
+            seed: of that rounding.
             kernels: "auto", "liger" or "torch".
             attn_implementation: transformers' name of it; None: its choice for the model.
             trust_remote_code: run Python code that comes with the model.
@@ -115,7 +123,8 @@ class Engine:
         return load_engine(
             cls,
             str(model),
-            Workload(batch_size, max_length, clipping, micro_batch_size, window_depth),
+            Workload(batch_size, max_length, clipping, micro_batch_size, window_depth, optimizer_state=optimizer_state),
+            seed,
             gpu_budget_bytes=None if gpu_budget is None else parse_bytes(gpu_budget),
             host_budget_bytes=None if host_budget is None else parse_bytes(host_budget),
             device=device,

@@ -57,6 +57,7 @@ def load_engine(
     kind: "type[Engine]",
     model: str,
     workload: Workload,
+    seed: int,
     *,
     gpu_budget_bytes: int | None,
     host_budget_bytes: int | None,
@@ -78,7 +79,7 @@ def load_engine(
     plan = make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, process_bytes=resident_bytes())
     if parity_check:
         check_parity(config, trust_remote_code)
-    engine = kind(decoder, plan.sizes, dtype)
+    engine = kind(decoder, plan.sizes, dtype, seed=seed)
     engine.origin = Origin(path, config, plan, trust_remote_code)
     engine.load(stream_in(path, build_on_meta(config, None, trust_remote_code), engine.parameter_groups()))
     return engine

@@ -105,7 +105,9 @@ def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
     block = GradientRing.numel_for(model.block_layouts)
     boundary = sizes.micro_batch_tokens * model.hidden
     return {
-        "weights and optimizer state": sum(LayerState.bytes_needed(layout) for layout in model.layouts.values()),
+        "weights and optimizer state": sum(
+            LayerState.bytes_needed(layout, sizes.moment_dtype) for layout in model.layouts.values()
+        ),
         "gradients": GradientRing.host_bytes_needed(block, sizes.gradient_slots, dtype)
         + (model.layouts[model.head].trained_numel + model.layouts[model.shell].trained_numel) * dtype.itemsize,
         "embedding rows": EmbeddingTable.host_bytes_needed(

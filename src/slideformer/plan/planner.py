@@ -9,7 +9,7 @@ import torch
 
 from slideformer.errors import DoesNotFit
 from slideformer.plan.footprint import ModelSizes, Work, device_bytes, host_bytes
-from slideformer.plan.sizes import Sizes
+from slideformer.plan.sizes import OptimizerState, Sizes
 from slideformer.plan.table import render
 from slideformer.units import format_bytes
 
@@ -28,6 +28,7 @@ class Workload:
         max_length: tokens of the longest.
         clipping: whether gradients wait for their norm.
         recompute_all: keep nothing of a block's forward for its backward.
+        optimizer_state: what the optimizer's moments are stored in.
     """
 
     batch_size: int
@@ -36,6 +37,7 @@ class Workload:
     micro_batch_size: int | None = None
     window_depth: int | None = None
     recompute_all: bool = False
+    optimizer_state: OptimizerState = "fp32"
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ def _candidates(model: ModelSizes, workload: Workload, dtype: torch.dtype) -> li
             gradient_slots=slot,
             host_boundaries=boundaries,
             head_chunk=max(16, min(chunk, micro * workload.max_length)),
+            optimizer_state=workload.optimizer_state,
         )
         for slot in slots
         for micro in _micro_batch_sizes(workload)
@@ -201,8 +204,12 @@ def _does_not_fit(plan: Plan, workload: Workload) -> DoesNotFit:
             f"largest: {_largest(max(plan.device.values(), key=lambda phase: sum(phase.values())))}",
             f"{remedy}, or give budget.gpu at least {_gib(plan.device_peak_bytes)}",
         )
-    clipping = plan.host.get("gradients", 0) if workload.clipping else 0
-    without = f" (max_grad_norm: null saves up to {format_bytes(clipping)})" if clipping else ""
+    savings = {
+        "max_grad_norm: null": plan.host.get("gradients", 0) if workload.clipping else 0,
+        "optimizer_state: bf16": 4 * plan.model.trained_parameters if workload.optimizer_state == "fp32" else 0,
+    }
+    less = " and ".join(f"{setting} saves up to {format_bytes(size)}" for setting, size in savings.items() if size)
+    without = f" ({less})" if less else ""
     return DoesNotFit(
         f"host memory needs {format_bytes(plan.host_peak_bytes)}, and its budget is "
         f"{format_bytes(plan.host_budget_bytes)}; largest: {_largest(plan.host)}",

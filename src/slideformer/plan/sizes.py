@@ -1,6 +1,11 @@
 """How large an engine's parts are made: what a plan decides."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+OptimizerState = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -15,6 +20,7 @@ class Sizes:
         host_boundaries: layers (the first ones) whose boundary activations go to host memory.
         head_chunk: tokens whose logits exist at once.
         kept: layers (the last ones) whose forward is kept whole for backward; the others are recomputed.
+        optimizer_state: what the optimizer's moments are stored in.
     """
 
     window_depth: int
@@ -25,6 +31,11 @@ class Sizes:
     host_boundaries: int
     head_chunk: int
     kept: int = 0
+    optimizer_state: OptimizerState = "fp32"
+
+    @property
+    def moment_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.optimizer_state == "bf16" else torch.float32
 
     @property
     def micro_batch_tokens(self) -> int:
