@@ -10,7 +10,7 @@ namespace {
 
 // 32 bits for each of V::width elements, the first of which has this index (modulo 2^32) in its layer.
 template <class V>
-typename V::Bits random_bits(uint64_t key, int64_t index) {
+[[gnu::always_inline]] inline typename V::Bits random_bits(uint64_t key, int64_t index) {
   typename V::Bits x = V::count_from(static_cast<uint32_t>(index) + static_cast<uint32_t>(key));
   x = V::mul_bits(V::exclusive_or(x, V::template shift_right<16>(x)), V::set1_bits(0x7feb352du));
   x = V::exclusive_or(x, V::set1_bits(static_cast<uint32_t>(key >> 32)));
