@@ -1,11 +1,13 @@
 """What 16-bit moments do to the loss: the same runs with fp32, with bf16, and with bf16 rounded to nearest.
 
-    python benchmarks/moments.py [--steps 800] [--seeds 3] [--beta2 0.999] [--json FILE]
+    python benchmarks/moments.py [--steps 800] [--seeds 3] [--beta2 0.999] [--forms FORM ...] [--json FILE]
 
 A Llama of 270 thousand parameters is trained from random weights on the bytes of Python's standard library, by the
-engine, in fp32 on the CPU, with warm-up and a linear decay to zero. A seed decides weights, batches and rounding. The engine
-does not offer rounding to nearest: here the fp32 moments of its run are rounded after each step. Figures are the mean
-loss of the last 20 steps, and the mean of `exp_avg_sq` at the end relative to that of the fp32 run of the same seed.
+engine, in fp32 on the CPU, with warm-up and a linear decay to zero. A seed decides weights, batches and rounding. The
+engine does not offer rounding to nearest: here the fp32 moments of its run are rounded after each step. The nudged fp32
+run begins with weights a millionth larger: what it ends with shows how far two runs drift apart that are equally exact.
+Figures are the mean loss of the last 20 steps, and the mean of `exp_avg_sq` at the end relative to that of the fp32 run
+of the same seed.
 """
 
 import argparse
@@ -43,7 +45,8 @@ SIZES = Sizes(
     window_depth=2, micro_batch_size=SEQUENCES, micro_batches=1, max_length=LENGTH, gradient_slots=2,
     host_boundaries=0, head_chunk=SEQUENCES * LENGTH,
 )  # fmt: skip
-FORMS = ("fp32", "bf16 stochastic", "bf16 to nearest")
+FORMS = ("fp32", "fp32 nudged", "bf16 stochastic", "bf16 to nearest")
+NUDGE = 2.0**-20
 
 
 def standard_library() -> Tensor:
@@ -76,7 +79,9 @@ def train(form: str, seed: int, steps: int, beta2: float, text: Tensor) -> Run:
     generator = torch.Generator().manual_seed(seed)
     sizes = replace(SIZES, optimizer_state="bf16" if form == "bf16 stochastic" else "fp32")
     with Engine(Decoder(MODEL, torch.device("cpu")), sizes, torch.float32, threads=1, seed=seed) as engine:
-        engine.load(random_weights(engine, MODEL, seed))
+        scale = 1 + NUDGE if form == "fp32 nudged" else 1.0
+        for unit, values in random_weights(engine, MODEL, seed):
+            engine.load([(unit, {name: value.float() * scale for name, value in values.items()})])
         results = []
         for step in range(1, steps + 1):
             rate = LEARNING_RATE * min(step / WARM_UP_STEPS, (steps - step + 1) / (steps - WARM_UP_STEPS))
@@ -100,7 +105,7 @@ def summarize(runs: dict[str, list[Run]]) -> Iterable[str]:
     """A line for each form: its losses, and how far from the fp32 run of the same seed."""
     exact = [run.final for run in runs["fp32"]]
     yield f"fp32 over seeds: mean {statistics.fmean(exact):.4f}, standard deviation {statistics.stdev(exact):.4f}"
-    for form in FORMS:
+    for form in runs:
         pairs = list(zip(runs[form], runs["fp32"], strict=True))
         apart = [ours.final - theirs.final for ours, theirs in pairs]
         squares = ", ".join(f"{ours.mean_square / theirs.mean_square:.3f}" for ours, theirs in pairs)
@@ -118,17 +123,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seeds", type=int, default=3, help="at least 2")
     parser.add_argument("--beta2", type=float, default=0.999)
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS)
     parser.add_argument("--json", type=Path, help="also write the results there")
     args = parser.parse_args()
 
     text = standard_library()
     print(f"{len(text):,} bytes of text, {args.steps} steps, beta2 {args.beta2}, {_core.selected_isa()}")
-    runs: dict[str, list[Run]] = {form: [] for form in FORMS}
+    runs: dict[str, list[Run]] = {form: [] for form in args.forms}
     for seed in range(args.seeds):
-        for form in FORMS:
+        for form in args.forms:
             runs[form].append(train(form, seed, args.steps, args.beta2, text))
             print(f"seed {seed}, {form}: {runs[form][-1].final:.4f}, {runs[form][-1].mean_square:.4g}", flush=True)
-    print(*summarize(runs), sep="\n")
+    if "fp32" in runs:
+        print(*summarize(runs), sep="\n")
     if args.json:
         versions = {
             "python": platform.python_version(),
@@ -141,7 +148,7 @@ def main() -> None:
             form: [
                 {"final_loss": run.final, "mean_square": run.mean_square, "losses": run.losses} for run in runs[form]
             ]
-            for form in FORMS
+            for form in args.forms
         }
         args.json.write_text(json.dumps(about | settings | {"runs": results}))
 
