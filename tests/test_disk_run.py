@@ -8,7 +8,7 @@ import pytest
 from tiny_models import save_tiny_model
 from tiny_runs import make_records, write_config, write_records
 
-from slideformer import job
+from slideformer import planning
 from slideformer.cli import main
 from slideformer.config import load_config
 from slideformer.engine.engine import Engine
@@ -45,7 +45,7 @@ class Runs:
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    monkeypatch.setattr(job, "resident_bytes", lambda: 0)  # of this process; a tiny model is small beside it
+    monkeypatch.setattr(planning, "resident_bytes", lambda: 0)  # of this process; a tiny model is small beside it
     return Runs(tmp_path)
 
 

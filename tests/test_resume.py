@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny_models import save_tiny_model
 from tiny_runs import make_records, write_config, write_records
 from transformers import AutoModelForCausalLM
 
 from slideformer.cli import main
+from slideformer.storage.checkpoint import verify
 
 RECORDS = make_records(10)
 BITES = 0.5
@@ -73,6 +76,24 @@ def test_the_rest_of_the_run_is_the_same_bit_for_bit(runs: Runs, step: int, dept
     runs.stopped_at(step)
     assert runs.resume("--window_depth", depth) == 0
     runs.assert_same_result()
+
+
+def test_bf16_moments_resume_bit_for_bit_and_their_type_stays(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    runs = Runs(tmp_path, model, optimizer_state="bf16")
+    runs.stopped_at(2)
+    assert runs.resume("--window_depth", "3") == 0
+    runs.assert_same_result()
+    checkpoint = tmp_path / "part/checkpoint-4"
+    assert verify(checkpoint).run.optimizer_state == "bf16"
+    moments = load_file(next(checkpoint.glob("*layers.1.safetensors")))
+    assert (moments["exp_avg"].dtype, moments["exp_avg_sq"].dtype) == (torch.bfloat16, torch.bfloat16)
+    runs.stopped_at(2)
+    capsys.readouterr()
+    assert runs.resume(optimizer_state="fp32") == 1
+    errors = capsys.readouterr().err
+    assert "optimizer_state was bf16 and is fp32 now" in errors and "hint: set optimizer_state: bf16; or" in errors
 
 
 def test_a_named_checkpoint_of_another_directory(runs: Runs):

@@ -20,6 +20,7 @@ def adamw(
     epsilon: float,
     decay: float,
     grad_scale: float,
+    rounding_key: int = 0,
     num_threads: int,
 ) -> None:
     """Spans [k, 4] int64: start, stop, where the gradient begins (-1: zeros there), 0 or 1 for weight decay."""

@@ -82,7 +82,12 @@ class Config(Section):
     resume_from_checkpoint: UserPath | None = Field(
         default=None, description="auto: continue from the newest whole checkpoint in output_dir; or a checkpoint"
     )
-    seed: int = Field(default=42, ge=0, lt=2**32, description="seed of the data order and of random weights")
+    seed: int = Field(
+        default=42,
+        ge=0,
+        lt=2**32,
+        description="seed of the data order, of random weights and of bf16 moments' rounding",
+    )
 
     eval_size: float | None = Field(
         default=None, gt=0, description="records of data held out for evaluation: a share below 1, else how many"
@@ -111,6 +116,9 @@ class Config(Section):
 
     compute_dtype: Literal["auto", "bf16", "fp32"] = Field(
         default="auto", description="type the layers compute in; auto: bf16 on an accelerator, fp32 on the CPU"
+    )
+    optimizer_state: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="type AdamW's moments are stored in; bf16: 8 instead of 12 bytes a parameter in all"
     )
     device: Literal["auto", "cuda", "cpu"] = Field(
         default="auto", description="where layers compute (cuda includes ROCm)"

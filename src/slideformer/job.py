@@ -88,6 +88,7 @@ class Job:
             steps=self.steps,
             dtype="bf16" if self.dtype == torch.bfloat16 else "fp32",
             micro_batch_size=self.plan.sizes.micro_batch_size,
+            optimizer_state=self.config.optimizer_state,
             data=Data(records=len(self.data.examples), sha256=fingerprint(self.data.examples)),
             versions=package_versions(),
             config=self.config.model_dump(mode="json"),

@@ -50,6 +50,7 @@ def plan_run(
         config.micro_batch_size,
         config.window_depth,
         recompute_all=bool(config.gradient_checkpointing),
+        optimizer_state=config.optimizer_state,
     )
     host = config.budget.host_bytes or machine.host_bytes
     gpu = machine.allocatable_bytes(config.budget.gpu_bytes)

@@ -65,7 +65,7 @@ def restore_newest(candidates: list[Candidate], units: Mapping[str, UnitState], 
         named: the user chose this checkpoint: if it is damaged there is nothing to fall back to.
 
     Raises:
-        ConfigError: the data, or their order, are not those of the checkpoint.
+        ConfigError: the data, their order, or the type of the moments are not those of the checkpoint.
         CheckpointError: no candidate is whole, or one is of another model.
     """
     for candidate in candidates:
@@ -115,6 +115,11 @@ def _check_same_data(candidate: Candidate, run: RunFacts) -> None:
         raise ConfigError(
             f"{candidate.path}: its {before.data.records} records are not the {run.data.records} records of now",
             "give the same data, max_length, too_long and tokenizer; or begin a new run in another output_dir",
+        )
+    if before.optimizer_state != run.optimizer_state:
+        raise ConfigError(
+            f"{candidate.path}: optimizer_state was {before.optimizer_state} and is {run.optimizer_state} now",
+            f"set optimizer_state: {before.optimizer_state}; or begin a new run, in another output_dir",
         )
     for key in ORDER:
         if (old := setting(before, key)) != (new := setting(run, key)):

@@ -87,7 +87,7 @@ class Trainer:
         _introduce(job)
         lanes = measured(lanes_for(job.decoder.device))
         offload_dir = config.budget.offload_dir
-        with Engine(job.decoder, job.plan.sizes, job.dtype, lanes, offload_dir=offload_dir) as engine:
+        with Engine(job.decoder, job.plan.sizes, job.dtype, lanes, offload_dir=offload_dir, seed=config.seed) as engine:
             done = _restore_or_load(engine, job, candidates)
             callbacks = _listening_callbacks([*trackers, *self._callbacks], job, self._wishes)
             stopped_at = self._run(engine, job, done, callbacks)

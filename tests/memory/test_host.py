@@ -9,7 +9,7 @@ import torch
 
 from slideformer.layout import FlatLayout
 from slideformer.memory import host
-from slideformer.memory.host import MASTER_BYTES, MOMENT_BYTES, HostAllocator, LayerState
+from slideformer.memory.host import HostAllocator, LayerState
 
 LAYOUT = FlatLayout({"w": (5, 30), "b": (7,)}, no_decay=["b"])
 
@@ -95,11 +95,13 @@ def test_pinned_memory_is_pinned():
     allocator.close()
 
 
-def test_a_state_is_twelve_bytes_a_parameter():
+@pytest.mark.parametrize(("moments", "bytes_each"), [(torch.float32, 12), (torch.bfloat16, 8)])
+def test_a_state_is_twelve_bytes_a_parameter_or_eight(moments: torch.dtype, bytes_each: int):
     allocator = HostAllocator(pin=False)
-    new_state(allocator)
-    assert sum(allocator.allocated_bytes.values()) == LayerState.bytes_needed(LAYOUT) == 12 * LAYOUT.numel
-    assert (MASTER_BYTES + MOMENT_BYTES) == 12
+    state = LayerState("layer", LAYOUT, allocator, pin_lo=False, threads=1, moment_dtype=moments)
+    assert sum(allocator.allocated_bytes.values()) == LayerState.bytes_needed(LAYOUT, moments)
+    assert LayerState.bytes_needed(LAYOUT, moments) == bytes_each * LAYOUT.numel
+    assert state.tensors()["exp_avg"].dtype == state.tensors()["exp_avg_sq"].dtype == moments
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -101,6 +101,12 @@ def test_state_is_twelve_bytes_a_parameter():
     assert chosen.host["weights and optimizer state"] == 12 * chosen.model.parameters
 
 
+def test_bf16_moments_leave_eight_bytes_a_parameter():
+    chosen, fp32 = plan(optimizer_state="bf16"), plan()
+    assert chosen.host["weights and optimizer state"] == 8 * chosen.model.parameters
+    assert replace(chosen.sizes, optimizer_state="fp32") == fp32.sizes and chosen.device == fp32.device
+
+
 def test_device_memory_does_not_grow_with_micro_batches_but_by_their_boundaries_and_ids():
     def parts(batch_size: int) -> dict[str, int]:
         return plan(batch_size=batch_size, micro_batch_size=8, recompute_all=True).device["backward"]
@@ -208,8 +214,14 @@ def test_what_would_fit_fits():
     assert 0 < float(parameters) < 0.18
 
 
-def test_without_clipping_the_hint_does_not_name_it():
+def test_the_hint_names_what_would_save_memory_and_is_not_set_already():
     assert "max_grad_norm" not in refusal(host="2GiB", clipping=False).hint
+    assert re.search(
+        r"\(max_grad_norm: null saves up to .* MiB and optimizer_state: bf16 saves up to 701 MiB\)",
+        refusal(host="1GiB").hint,
+    )
+    hint = refusal(host="1GiB", clipping=False, optimizer_state="bf16").hint
+    assert "max_grad_norm" not in hint and "optimizer_state" not in hint
 
 
 def test_too_little_device_memory():

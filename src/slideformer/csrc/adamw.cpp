@@ -6,20 +6,24 @@
 namespace slideformer {
 namespace {
 
-// Elements a thread takes at a time: 14 bytes of each are touched, so a chunk stays within a core's L2 cache.
+// Elements a thread takes at a time: at most 16 bytes of each are touched, so a chunk stays within a core's L2 cache.
 constexpr int64_t kChunk = 16384;
 
 const void* advance(const void* grad, GradType type, int64_t elements) {
   return static_cast<const char*>(grad) + elements * (type == GradType::kBf16 ? 2 : 4);
 }
 
+void* advance(void* moment, MomentType type, int64_t elements) {
+  return static_cast<char*>(moment) + elements * (type == MomentType::kBf16 ? 2 : 4);
+}
+
 AdamWRun make_run(const AdamWArrays& arrays, const Span& span, int64_t offset, int64_t count, float decay) {
   const int64_t at = span.start + offset;
-  AdamWRun run{arrays, count, span.decay ? decay : 1.0f};
+  AdamWRun run{arrays, at, count, span.decay ? decay : 1.0f};
   run.at.hi += at;
   run.at.lo += at;
-  run.at.exp_avg += at;
-  run.at.exp_avg_sq += at;
+  run.at.exp_avg = advance(arrays.exp_avg, arrays.moment_type, at);
+  run.at.exp_avg_sq = advance(arrays.exp_avg_sq, arrays.moment_type, at);
   if (arrays.grad_type == GradType::kNone || span.grad_start < 0) {
     run.at.grad_type = GradType::kNone;
   } else {

@@ -6,6 +6,7 @@
 namespace slideformer {
 
 enum class GradType { kNone, kBf16, kFloat };
+enum class MomentType { kFloat, kBf16 };
 
 // The scalars of one step, computed in double by the caller and rounded to float once.
 struct AdamWScalars {
@@ -15,18 +16,20 @@ struct AdamWScalars {
   float negative_step_size;     // -(learning_rate / (1 - beta1^step))
   float bias_correction2_sqrt;  // sqrt(1 - beta2^step)
   float epsilon;
-  float decay;       // 1 - learning_rate * weight_decay
-  float grad_scale;  // multiplies the gradient first
+  float decay;            // 1 - learning_rate * weight_decay
+  float grad_scale;       // multiplies the gradient first
+  uint64_t rounding_key;  // of the random bits that round bf16 moments
 };
 
 // Flat arrays of one layer; `grad` may be shorter, or null where grad_type is kNone.
 struct AdamWArrays {
   uint16_t* hi;
   int16_t* lo;
-  float* exp_avg;
-  float* exp_avg_sq;
+  void* exp_avg;
+  void* exp_avg_sq;
   const void* grad;
   GradType grad_type;
+  MomentType moment_type;
 };
 
 // Elements [start, stop) of the layer; their gradient begins at grad_start, or is zero where that is -1.
@@ -37,9 +40,10 @@ struct Span {
   int64_t decay;  // 0 or 1
 };
 
-// A contiguous piece of work: every pointer is at its first element.
+// A contiguous piece of work: every pointer is at its first element, which is the layer's element `first`.
 struct AdamWRun {
   AdamWArrays at;
+  int64_t first;
   int64_t count;
   float decay;
 };

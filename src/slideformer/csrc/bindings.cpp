@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <optional>
+#include <utility>
 
 #include "adamw.h"
 #include "isa.h"
@@ -49,6 +50,16 @@ float* float_data(const Flat& array, const char* name, size_t count) {
   return static_cast<float*>(array.data());
 }
 
+// fp32 or bf16, both moments alike.
+MomentType moment_type(const Flat& exp_avg, const Flat& exp_avg_sq, size_t count) {
+  const bool bf16 = is_bf16(exp_avg);
+  for (const auto& [array, name] : {std::pair{&exp_avg, "exp_avg"}, std::pair{&exp_avg_sq, "exp_avg_sq"}}) {
+    const bool right = bf16 ? is_bf16(*array) : array->dtype() == nb::dtype<float>();
+    require(right, *array, name, bf16 ? "bfloat16, as exp_avg" : "float32", count);
+  }
+  return bf16 ? MomentType::kBf16 : MomentType::kFloat;
+}
+
 int checked_threads(int num_threads) {
   if (num_threads < 1) fail("num_threads is " + std::to_string(num_threads) + "; at least 1 is needed");
   return num_threads;
@@ -82,16 +93,17 @@ void check_spans(const Span* spans, size_t span_count, int64_t count, const std:
 void bound_adamw(const Flat& hi, const Flat& lo, const Flat& exp_avg, const Flat& exp_avg_sq,
                  const std::optional<Flat>& grad, const Spans& spans, float lerp_weight, float beta2,
                  float square_weight, float negative_step_size, float bias_correction2_sqrt, float epsilon, float decay,
-                 float grad_scale, int num_threads) {
+                 float grad_scale, uint64_t rounding_key, int num_threads) {
   const size_t count = hi.shape(0);
   const AdamWArrays arrays{hi_data(hi, count),
                            lo_data(lo, count),
-                           float_data(exp_avg, "exp_avg", count),
-                           float_data(exp_avg_sq, "exp_avg_sq", count),
+                           exp_avg.data(),
+                           exp_avg_sq.data(),
                            grad ? grad->data() : nullptr,
-                           grad_type(grad)};
-  const AdamWScalars scalars{lerp_weight,           beta2,   square_weight, negative_step_size,
-                             bias_correction2_sqrt, epsilon, decay,         grad_scale};
+                           grad_type(grad),
+                           moment_type(exp_avg, exp_avg_sq, count)};
+  const AdamWScalars scalars{lerp_weight, beta2, square_weight, negative_step_size, bias_correction2_sqrt,
+                             epsilon,     decay, grad_scale,    rounding_key};
   const Span* first = reinterpret_cast<const Span*>(spans.data());
   check_spans(first, spans.shape(0), count, grad);
   const AdamWKernel kernel = selected_isa().kernel;
@@ -141,7 +153,7 @@ NB_MODULE(_core, module) {
              nb::arg("exp_avg").noconvert(), nb::arg("exp_avg_sq").noconvert(), nb::arg("grad").noconvert().none(),
              nb::arg("spans").noconvert(), nb::kw_only(), "lerp_weight"_a, "beta2"_a, "square_weight"_a,
              "negative_step_size"_a, "bias_correction2_sqrt"_a, "epsilon"_a, "decay"_a, "grad_scale"_a,
-             "num_threads"_a);
+             "rounding_key"_a = 0, "num_threads"_a);
   module.def("selected_isa", [] { return selected_isa().name; });
   module.def("available_isas", &isa_names);
 }

@@ -12,6 +12,9 @@ struct Avx2 {
   struct Float {
     __m256 a, b;  // elements 0-7 and 8-15
   };
+  struct Bits {
+    __m256i a, b;
+  };
   static constexpr int64_t width = 16;
 
   static Float set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -44,6 +47,28 @@ struct Avx2 {
     store16(lo, low);
   }
 
+  static Bits set1_bits(uint32_t x) {
+    const __m256i lanes = _mm256_set1_epi32(static_cast<int>(x));
+    return {lanes, lanes};
+  }
+  static Bits count_from(uint32_t first) {
+    const __m256i a = _mm256_add_epi32(set1_bits(first).a, _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return {a, _mm256_add_epi32(a, _mm256_set1_epi32(8))};
+  }
+  static Bits mul_bits(Bits x, Bits y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)}; }
+  static Bits exclusive_or(Bits x, Bits y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
+  static Bits low_half(Bits x) {
+    const __m256i mask = _mm256_set1_epi32(0xffff);
+    return {_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};
+  }
+  template <int count>
+  static Bits shift_right(Bits x) {
+    return {_mm256_srli_epi32(x.a, count), _mm256_srli_epi32(x.b, count)};
+  }
+  static void store_rounded(Float x, Bits random, uint16_t* bf16) {
+    store16(bf16, _mm256_packus_epi32(rounded(x.a, random.a), rounded(x.b, random.b)));
+  }
+
  private:
   // Packing and unpacking work within 128-bit halves; swapping the middle quarters makes them run in order.
   static constexpr int kSwapMiddle = 0b11011000;
@@ -52,6 +77,11 @@ struct Avx2 {
   }
   static void store16(void* p, __m256i x) {
     _mm256_storeu_si256(static_cast<__m256i*>(p), _mm256_permute4x64_epi64(x, kSwapMiddle));
+  }
+  // The upper half of x + random where x is a number, else of x.
+  static __m256i rounded(__m256 x, __m256i random) {
+    const __m256i is_number = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_ORD_Q));
+    return _mm256_srli_epi32(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_and_si256(random, is_number)), 16);
   }
   static Float interleave(__m256i low, __m256i high) {
     return {_mm256_castsi256_ps(_mm256_unpacklo_epi16(low, high)),

@@ -10,6 +10,7 @@ namespace {
 
 struct Avx512 {
   using Float = __m512;
+  using Bits = __m512i;
   static constexpr int64_t width = 16;
 
   static Float set1(float x) { return _mm512_set1_ps(x); }
@@ -34,6 +35,23 @@ struct Avx512 {
     const __m512i bits = _mm512_castps_si512(x);
     store16(hi, _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x8000)), 16));
     store16(lo, bits);
+  }
+
+  static Bits set1_bits(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+  static Bits count_from(uint32_t first) {
+    return _mm512_add_epi32(set1_bits(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  }
+  static Bits mul_bits(Bits a, Bits b) { return _mm512_mullo_epi32(a, b); }
+  static Bits exclusive_or(Bits a, Bits b) { return _mm512_xor_si512(a, b); }
+  static Bits low_half(Bits x) { return _mm512_and_si512(x, _mm512_set1_epi32(0xffff)); }
+  template <int count>
+  static Bits shift_right(Bits x) {
+    return _mm512_srli_epi32(x, count);
+  }
+  static void store_rounded(Float x, Bits random, uint16_t* bf16) {
+    const __mmask16 is_number = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
+    const __m512i bits = _mm512_castps_si512(x);
+    store16(bf16, _mm512_srli_epi32(_mm512_mask_add_epi32(bits, is_number, bits, random), 16));
   }
 
  private:

@@ -20,6 +20,7 @@ inline uint32_t bits_of(float value) {
 
 struct Portable {
   using Float = float;
+  using Bits = uint32_t;  // a lane of 32 bits
   static constexpr int64_t width = 1;
 
   static Float set1(float x) { return x; }
@@ -41,6 +42,20 @@ struct Portable {
     const uint32_t bits = bits_of(x);
     *hi = static_cast<uint16_t>((bits + 0x8000u) >> 16);
     *lo = static_cast<int16_t>(bits);
+  }
+
+  static Bits set1_bits(uint32_t x) { return x; }
+  static Bits count_from(uint32_t first) { return first; }  // first, first + 1, ... a lane
+  static Bits mul_bits(Bits a, Bits b) { return a * b; }    // modulo 2^32
+  static Bits exclusive_or(Bits a, Bits b) { return a ^ b; }
+  static Bits low_half(Bits x) { return x & 0xffffu; }
+  template <int count>
+  static Bits shift_right(Bits x) {
+    return x >> count;
+  }
+  // The upper 16 bits of x + random, as bf16; of a NaN, whose payload could carry into the sign, those of x.
+  static void store_rounded(Float x, Bits random, uint16_t* bf16) {
+    *bf16 = static_cast<uint16_t>((bits_of(x) + (x == x ? random : 0u)) >> 16);
   }
 };
 

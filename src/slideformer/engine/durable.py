@@ -9,6 +9,7 @@ from slideformer.errors import ConfigError
 from slideformer.layout import FlatLayout
 from slideformer.memory.disk_state import AllInMemory, DiskState, DurableState, RecordRing, record_bytes, resident_parts
 from slideformer.memory.host import HostAllocator, LayerState
+from slideformer.optim.rounding import Rounding
 
 
 def durable_states(
@@ -19,12 +20,15 @@ def durable_states(
     allocator: HostAllocator,
     pin_lo: bool,
     threads: int,
+    moment_dtype: torch.dtype = torch.float32,
+    seed: int = 0,
 ) -> tuple[dict[str, DurableState], RecordRing | AllInMemory]:
     """States by unit, in the order of `layouts`, and what brings those from the disk.
 
     Args:
         on_disk: units of which the disk holds what the device does not fetch.
         dtype: what the device computes in.
+        moment_dtype: of the optimizer's moments; with bfloat16, `seed` draws their rounding.
 
     Raises:
         ConfigError: something is to be on disk, and `offload_dir` is None.
@@ -34,12 +38,15 @@ def durable_states(
         raise ConfigError(f"{len(on_disk)} blocks are to be on disk, but there is no directory", "set offload_dir")
     records: RecordRing | AllInMemory = AllInMemory()
     if on_disk and offload_dir is not None:
-        records = RecordRing(offload_dir, {unit: record_bytes(layouts[unit], dtype) for unit in on_disk}, allocator)
+        records = RecordRing(
+            offload_dir, {unit: record_bytes(layouts[unit], dtype, moment_dtype) for unit in on_disk}, allocator
+        )
     resident = resident_parts(dtype)
 
-    def state_of(unit: str, layout: FlatLayout) -> DurableState:
+    def state_of(number: int, unit: str, layout: FlatLayout) -> DurableState:
+        moments = (moment_dtype, Rounding(seed, number))
         if isinstance(records, RecordRing) and unit in on_disk:
-            return DiskState(unit, layout, allocator, records, pin_lo, threads, resident)
-        return LayerState(unit, layout, allocator, pin_lo, threads)
+            return DiskState(unit, layout, allocator, records, pin_lo, threads, resident, *moments)
+        return LayerState(unit, layout, allocator, pin_lo, threads, *moments)
 
-    return {unit: state_of(unit, layout) for unit, layout in layouts.items()}, records
+    return {unit: state_of(k, unit, layout) for k, (unit, layout) in enumerate(layouts.items())}, records

@@ -26,7 +26,7 @@ from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.threads import cpu_threads
 from slideformer.plan.planner import Workload
-from slideformer.plan.sizes import Sizes
+from slideformer.plan.sizes import OptimizerState, Sizes
 from slideformer.storage.checkpoint import UnitState
 from slideformer.streams import Lanes, lanes_for
 from slideformer.units import parse_bytes
@@ -46,6 +46,7 @@ class Engine:
         offload_dir: where the blocks go that `sizes` puts on disk.
         threads: of the CPU optimizer; by default all that this process may use, and beside an accelerator two fewer,
             for the threads that keep it busy.
+        seed: of the stochastic rounding of moments, where `sizes.optimizer_state` is bf16.
 
     Attributes:
         origin: the model's directory and the plan, of an engine made by `from_pretrained`.
@@ -61,6 +62,7 @@ class Engine:
         lanes: Lanes | None = None,
         threads: int | None = None,
         offload_dir: Path | None = None,
+        seed: int = 0,
     ):
         self.decoder, self.sizes, self.dtype = decoder, sizes, dtype
         self.lanes = lanes or lanes_for(decoder.device)
@@ -71,7 +73,7 @@ class Engine:
         units = layouts(decoder)
         on_disk = units_on_disk(units, decoder.block_names, sizes.disk_blocks)
         self.states, self._records = durable_states(
-            units, on_disk, offload_dir, dtype, self.allocator, pin_lo, threads
+            units, on_disk, offload_dir, dtype, self.allocator, pin_lo, threads, sizes.moment_dtype, seed
         )  # fmt: skip
         self._machinery = Machinery(decoder, self.lanes, self.allocator, self.states, self._records, sizes, dtype)
         self.origin: Origin | None = None
@@ -94,6 +96,8 @@ class Engine:
         window_depth: int | None = None,
         device: Literal["auto", "cuda", "cpu"] = "auto",
         compute_dtype: Literal["auto", "bf16", "fp32"] = "auto",
+        optimizer_state: OptimizerState = "fp32",
+        seed: int = 0,
         kernels: Literal["auto", "liger", "torch"] = "auto",
         attn_implementation: str | None = None,
         trust_remote_code: bool = False,
@@ -110,6 +114,8 @@ class Engine:
             micro_batch_size, window_depth: as the settings of these names; None: chosen.
             device: "auto", "cuda" (which includes ROCm) or "cpu".
             compute_dtype: "auto" (bf16 on an accelerator, else fp32), "bf16" or "fp32".
+            optimizer_state: type of AdamW's stored moments, "fp32" or, stochastically rounded, "bf16".
+            seed: of that rounding.
             kernels: "auto", "liger" or "torch".
             attn_implementation: transformers' name of it; None: its choice for the model.
             trust_remote_code: run Python code that comes with the model.
@@ -124,7 +130,8 @@ class Engine:
         return load_engine(
             cls,
             str(model),
-            Workload(batch_size, max_length, clipping, micro_batch_size, window_depth),
+            Workload(batch_size, max_length, clipping, micro_batch_size, window_depth, optimizer_state=optimizer_state),
+            seed,
             gpu_budget_bytes=None if gpu_budget is None else parse_bytes(gpu_budget),
             host_budget_bytes=None if host_budget is None else parse_bytes(host_budget),
             disk_bytes=None if disk_budget is None else parse_bytes(disk_budget),

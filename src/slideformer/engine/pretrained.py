@@ -58,6 +58,7 @@ def load_engine(
     kind: "type[Engine]",
     model: str,
     workload: Workload,
+    seed: int,
     *,
     gpu_budget_bytes: int | None,
     host_budget_bytes: int | None,
@@ -82,7 +83,7 @@ def load_engine(
     plan = make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, resident_bytes(), disk)
     if parity_check:
         check_parity(config, trust_remote_code)
-    engine = kind(decoder, plan.sizes, dtype, offload_dir=offload_dir)
+    engine = kind(decoder, plan.sizes, dtype, offload_dir=offload_dir, seed=seed)
     engine.origin = Origin(path, config, plan, trust_remote_code)
     engine.load(stream_in(path, build_on_meta(config, None, trust_remote_code), engine.parameter_groups()))
     return engine

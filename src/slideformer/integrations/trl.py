@@ -177,7 +177,7 @@ class SFTTrainer:
         """Settings in the place of transformers' EarlyStoppingCallback, and the other callbacks."""
         settings, others = {}, []
         for callback in self.callbacks:
-            made = callback() if callback is EarlyStoppingCallback else callback
+            made: Any = callback() if callback is EarlyStoppingCallback else callback
             if type(made) is EarlyStoppingCallback:
                 settings = sft_settings.early_stopping(self.args, made)
             else:

@@ -16,6 +16,7 @@ from torch import Tensor
 from slideformer.layout import FlatLayout
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.optim.adamw import AdamWStep
+from slideformer.optim.rounding import Rounding
 from slideformer.storage.disk import DiskFile, padded
 
 BUFFERS = 4  # one is updated, two arrive, one is written back
@@ -182,10 +183,15 @@ class DiskState:
         pin_lo: bool,
         threads: int | None,
         resident: Collection[str],
+        moment_dtype: torch.dtype = torch.float32,
+        rounding: Rounding | None = None,
     ):
         self.name, self.layout, self._ring = name, layout, ring
         places = _Places(allocator, resident)
-        self._over = [LayerState(name, layout, places.over(b), pin_lo, threads) for b in ring.buffers]
+        self._over = [
+            LayerState(name, layout, places.over(buffer), pin_lo, threads, moment_dtype, rounding)
+            for buffer in ring.buffers
+        ]
         self.hi, self.missed = self._over[0].hi, self._over[0].missed
         self._lo_is_resident = "weight remainders" in resident
         for state in self._over:
@@ -270,9 +276,9 @@ def resident_bytes(layout: FlatLayout, dtype: torch.dtype) -> int:
     return layout.numel * sum(resident_parts(dtype).values())
 
 
-def record_bytes(layout: FlatLayout, dtype: torch.dtype) -> int:
+def record_bytes(layout: FlatLayout, dtype: torch.dtype, moment_dtype: torch.dtype = torch.float32) -> int:
     """Of a layer's state, on disk."""
-    return LayerState.bytes_needed(layout) - resident_bytes(layout, dtype)
+    return LayerState.bytes_needed(layout, moment_dtype) - resident_bytes(layout, dtype)
 
 
 def units_on_disk(layouts: Mapping[str, FlatLayout], blocks: Sequence[str], count: int) -> list[str]:

@@ -19,8 +19,9 @@ from torch import Tensor
 from slideformer.layout import FlatLayout
 from slideformer.optim.adamw import AdamWStep, LayerAdam
 from slideformer.optim.planes import join, join_reference, split
+from slideformer.optim.rounding import Rounding
 
-MASTER_BYTES, MOMENT_BYTES = 4, 8  # a parameter: hi 2 + lo 2, exp_avg 4 + exp_avg_sq 4
+MASTER_BYTES = 4  # a parameter: hi 2 + lo 2; its two moments take 4 each, or 2
 SPLIT_CHUNK = 1 << 22  # elements converted at a time: bounds the fp32 copy while loading
 
 
@@ -82,29 +83,36 @@ class LayerState:
     Attributes:
         hi: bfloat16 [numel], the rounded weights; pinned, because this is what the GPU fetches.
         lo: int16 [numel], the rest: (hi, lo) is the fp32 master, exactly.
-        exp_avg, exp_avg_sq: float32 [trained_numel].
+        exp_avg, exp_avg_sq: float32, or bfloat16 with stochastic `rounding`, [trained_numel].
         missed: parameter -> steps in which no gradient reached it. As in PyTorch, where `.grad` is then None, such a
             step leaves it and its moments alone and does not count for its bias correction.
     """
 
     def __init__(
-        self, name: str, layout: FlatLayout, allocator: HostAllocator, pin_lo: bool, threads: int | None = None
+        self,
+        name: str,
+        layout: FlatLayout,
+        allocator: HostAllocator,
+        pin_lo: bool,
+        threads: int | None = None,
+        moment_dtype: torch.dtype = torch.float32,
+        rounding: Rounding | None = None,
     ):
         self.name = name
         self.layout = layout
         self.hi = allocator.empty("weights", (layout.numel,), torch.bfloat16, pinned=True)
         self.lo = allocator.empty("weight remainders", (layout.numel,), torch.int16, pinned=pin_lo)
         trained = layout.trained_numel
-        self.exp_avg = allocator.empty("optimizer moments", (trained,), torch.float32)
-        self.exp_avg_sq = allocator.empty("optimizer moments", (trained,), torch.float32)
+        self.exp_avg = allocator.empty("optimizer moments", (trained,), moment_dtype)
+        self.exp_avg_sq = allocator.empty("optimizer moments", (trained,), moment_dtype)
         self.missed: Counter[str] = Counter()
         self.adam = LayerAdam(
-            self.hi[:trained], self.lo[:trained], self.exp_avg, self.exp_avg_sq, layout.decay_spans(), threads
+            self.hi[:trained], self.lo[:trained], self.exp_avg, self.exp_avg_sq, layout.decay_spans(), threads, rounding
         )
 
     @staticmethod
-    def bytes_needed(layout: FlatLayout) -> int:
-        return layout.numel * MASTER_BYTES + layout.trained_numel * MOMENT_BYTES
+    def bytes_needed(layout: FlatLayout, moment_dtype: torch.dtype = torch.float32) -> int:
+        return layout.numel * MASTER_BYTES + layout.trained_numel * 2 * moment_dtype.itemsize
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything durable by name: the planes [numel] and the moments [trained_numel]."""
@@ -125,11 +133,11 @@ class LayerState:
             self.adam.step(gradient, hyper)
             return
         self.missed.update(unreached)
-        by_step: dict[int, list[str]] = {}
+        by_missed: dict[int, list[str]] = {}
         for name in reached:
-            by_step.setdefault(hyper.step - self.missed.get(name, 0), []).append(name)
-        for step, names in by_step.items():
-            self.adam.step_spans(self.layout.decay_spans(among=names), gradient, replace(hyper, step=step))
+            by_missed.setdefault(self.missed.get(name, 0), []).append(name)
+        for missed, names in by_missed.items():
+            self.adam.step_spans(self.layout.decay_spans(among=names), gradient, replace(hyper, missed=missed))
 
     def load(self, name: str, value: Tensor) -> None:
         """Set the parameter `name` from bf16, fp16 or fp32 values, all bits kept."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from slideformer import _core
+from slideformer.optim.rounding import LOW_16, Rounding, random_bits, round_stochastically
 from slideformer.optim.threads import cpu_threads
 
 
@@ -35,6 +36,7 @@ class AdamWStep:
     Args:
         step: 1 for the first step.
         grad_scale: multiplies the gradient before anything else (clipping, averaging).
+        missed: of these steps, those that brought the elements no gradient: bias correction does not count them.
     """
 
     learning_rate: float
@@ -44,16 +46,18 @@ class AdamWStep:
     weight_decay: float
     step: int
     grad_scale: float = 1.0
+    missed: int = 0
 
     def scalars(self) -> AdamWScalars:
-        if self.step < 1:
-            raise ValueError(f"step is {self.step}; the first step is 1")
+        counted = self.step - self.missed
+        if counted < 1:
+            raise ValueError(f"step is {counted}; the first step is 1")
         return AdamWScalars(
             lerp_weight=1 - self.beta1,
             beta2=self.beta2,
             square_weight=1 - self.beta2,
-            negative_step_size=-(self.learning_rate / (1 - self.beta1**self.step)),
-            bias_correction2_sqrt=math.sqrt(1 - self.beta2**self.step),
+            negative_step_size=-(self.learning_rate / (1 - self.beta1**counted)),
+            bias_correction2_sqrt=math.sqrt(1 - self.beta2**counted),
             epsilon=self.epsilon,
             decay=1 - self.learning_rate * self.weight_decay,
             grad_scale=self.grad_scale,
@@ -69,10 +73,11 @@ class LayerAdam:
     Args:
         hi: [n] bfloat16, CPU, contiguous: the rounded weights.
         lo: [n] int16: the rest of the master's bits.
-        exp_avg: [n] float32: first moment.
-        exp_avg_sq: [n] float32: second moment.
+        exp_avg: [n] float32 or bfloat16: first moment.
+        exp_avg_sq: [n] of the same dtype: second moment.
         decay_spans: (start, stop, decayed) runs of elements, ascending; what no run covers is never updated.
         threads: OpenMP threads; by default all that this process may use.
+        rounding: source of the random bits that round bfloat16 moments; by default that of seed 0, unit 0.
 
     Raises:
         TypeError: a tensor is not of that dtype, on another device or strided.
@@ -87,13 +92,15 @@ class LayerAdam:
         exp_avg_sq: Tensor,
         decay_spans: list[tuple[int, int, bool]],
         threads: int | None = None,
+        rounding: Rounding | None = None,
     ):
         self.numel = hi.numel()
+        moment = torch.bfloat16 if exp_avg.dtype == torch.bfloat16 else torch.float32
         for name, tensor, dtype in (
             ("hi", hi, torch.bfloat16),
             ("lo", lo, torch.int16),
-            ("exp_avg", exp_avg, torch.float32),
-            ("exp_avg_sq", exp_avg_sq, torch.float32),
+            ("exp_avg", exp_avg, moment),
+            ("exp_avg_sq", exp_avg_sq, moment),
         ):
             _check(name, tensor, (dtype,), (self.numel,))
         for start, stop, _ in decay_spans:
@@ -102,6 +109,7 @@ class LayerAdam:
         self.hi, self.lo, self.exp_avg, self.exp_avg_sq = hi, lo, exp_avg, exp_avg_sq
         self.decay_spans = decay_spans
         self.threads = threads or cpu_threads()
+        self.rounding = rounding or Rounding()
         self._spans = _as_tensor(decay_spans)
 
     def step(self, grad: Tensor | None, hyper: AdamWStep) -> None:
@@ -172,6 +180,7 @@ class LayerAdam:
             grad,
             spans,
             **asdict(hyper.scalars()),
+            rounding_key=self.rounding.key(hyper.step),
             num_threads=self.threads,
         )
 
@@ -191,30 +200,44 @@ def _check(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: tu
 
 
 def adamw_reference(
-    master: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, grad: Tensor, hyper: AdamWStep, decay: bool
+    master: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    grad: Tensor,
+    hyper: AdamWStep,
+    decay: bool,
+    rounding: Rounding | None = None,
+    first: int = 0,
 ) -> None:
     """One AdamW step in PyTorch, in place, on any device: what every other implementation must equal bit for bit.
 
     Args:
         master: [n] float32.
-        exp_avg: [n] float32: first moment.
-        exp_avg_sq: [n] float32: second moment.
+        exp_avg: [n] float32 or bfloat16: first moment.
+        exp_avg_sq: [n] of the same dtype: second moment.
         grad: [n] bfloat16 or float32.
         decay: whether weight decay applies to these elements.
+        rounding: as `LayerAdam`'s.
+        first: where in the layer the first of these elements stands; bfloat16 moments are rounded by their place.
     """
     # Tensors, not Python numbers: some devices divide by a number by multiplying with its reciprocal.
     scalars = asdict(hyper.scalars()).items()
     s = {name: torch.tensor(value, dtype=torch.float32, device=master.device) for name, value in scalars}
     g = grad.float() * s["grad_scale"]
+    m_before, v_before = exp_avg.float(), exp_avg_sq.float()
     if s["lerp_weight"] < 0.5:
-        m = _fma(s["lerp_weight"], g - exp_avg, exp_avg)
+        m = _fma(s["lerp_weight"], g - m_before, m_before)
     else:  # from the nearer end, so that beta1 = 0 gives exactly the gradient
-        m = _fma(s["lerp_weight"] - 1, g - exp_avg, g)
-    v = _fma(s["square_weight"] * g, g, exp_avg_sq * s["beta2"])
+        m = _fma(s["lerp_weight"] - 1, g - m_before, g)
+    v = _fma(s["square_weight"] * g, g, v_before * s["beta2"])
     denominator = _sqrt(v) / s["bias_correction2_sqrt"] + s["epsilon"]
     if decay:
         master.mul_(s["decay"])
     master.add_(s["negative_step_size"] * m / denominator)
+    if exp_avg.dtype == torch.bfloat16:  # the weight has moved by the exact moments; only what is kept is rounded
+        places = torch.arange(first, first + m.numel(), device=m.device)
+        random = random_bits((rounding or Rounding()).key(hyper.step), places)
+        m, v = round_stochastically(m, random & LOW_16), round_stochastically(v, random >> 16)
     exp_avg.copy_(m)
     exp_avg_sq.copy_(v)
 

@@ -107,7 +107,7 @@ def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
     block = GradientRing.numel_for(model.block_layouts)
     boundary = sizes.micro_batch_tokens * model.hidden
     on_disk = _records(model, sizes, dtype)
-    states = sum(LayerState.bytes_needed(layout) for layout in model.layouts.values())
+    states = sum(LayerState.bytes_needed(layout, sizes.moment_dtype) for layout in model.layouts.values())
     return {
         "weights and optimizer state": states - sum(on_disk.values()),
         "disk buffers": RecordRing.bytes_needed(on_disk.values()),
@@ -131,7 +131,7 @@ def disk_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
 def _records(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
     """Unit on disk -> bytes of its record."""
     units = units_on_disk(model.layouts, model.blocks, sizes.disk_blocks)
-    return {unit: record_bytes(model.layouts[unit], dtype) for unit in units}
+    return {unit: record_bytes(model.layouts[unit], dtype, sizes.moment_dtype) for unit in units}
 
 
 def device_bytes(model: ModelSizes, work: Work, sizes: Sizes, dtype: torch.dtype) -> dict[str, dict[str, int]]:

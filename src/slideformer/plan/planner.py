@@ -10,7 +10,7 @@ import torch
 from slideformer.errors import DoesNotFit
 from slideformer.plan.footprint import ModelSizes, Work, device_bytes, disk_bytes, host_bytes
 from slideformer.plan.offloading import disk_is_full, fewest_on_disk, offer
-from slideformer.plan.sizes import Sizes
+from slideformer.plan.sizes import OptimizerState, Sizes
 from slideformer.plan.table import render
 from slideformer.units import format_bytes, gib_that_hold
 
@@ -29,6 +29,7 @@ class Workload:
         max_length: tokens of the longest.
         clipping: whether gradients wait for their norm.
         recompute_all: keep nothing of a block's forward for its backward.
+        optimizer_state: what the optimizer's moments are stored in.
     """
 
     batch_size: int
@@ -37,6 +38,7 @@ class Workload:
     micro_batch_size: int | None = None
     window_depth: int | None = None
     recompute_all: bool = False
+    optimizer_state: OptimizerState = "fp32"
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,7 @@ def _candidates(model: ModelSizes, workload: Workload, dtype: torch.dtype) -> li
             gradient_slots=slot,
             host_boundaries=boundaries,
             head_chunk=max(16, min(chunk, micro * workload.max_length)),
+            optimizer_state=workload.optimizer_state,
         )
         for slot in slots
         for micro in _micro_batch_sizes(workload)
@@ -231,8 +234,12 @@ def _does_not_fit(plan: Plan, workload: Workload, plan_of: Callable[[Sizes], Pla
         if with_disk.fits_host:
             return disk_is_full(with_disk)
         plan = min(plan, with_disk, key=lambda plan: plan.host_peak_bytes)
-    clipping = plan.host.get("gradients", 0) if workload.clipping else 0
-    without = f" (max_grad_norm: null saves up to {format_bytes(clipping)})" if clipping else ""
+    savings = {
+        "max_grad_norm: null": plan.host.get("gradients", 0) if workload.clipping else 0,
+        "optimizer_state: bf16": 4 * plan.model.trained_parameters if workload.optimizer_state == "fp32" else 0,
+    }
+    less = " and ".join(f"{setting} saves up to {format_bytes(size)}" for setting, size in savings.items() if size)
+    without = f" ({less})" if less else ""
     return DoesNotFit(
         f"host memory needs {format_bytes(plan.host_peak_bytes)}, and its budget is "
         f"{format_bytes(plan.host_budget_bytes)}; largest: {_largest(plan.host)}",

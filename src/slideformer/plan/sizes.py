@@ -1,6 +1,11 @@
 """How large an engine's parts are made: what a plan decides."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+OptimizerState = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -16,6 +21,7 @@ class Sizes:
         head_chunk: tokens whose logits exist at once.
         kept: layers (the last ones) whose forward is kept whole for backward; the others are recomputed.
         disk_blocks: layers whose durable state, but for the weights that the device fetches, is on disk.
+        optimizer_state: what the optimizer's moments are stored in.
     """
 
     window_depth: int
@@ -27,6 +33,11 @@ class Sizes:
     head_chunk: int
     kept: int = 0
     disk_blocks: int = 0
+    optimizer_state: OptimizerState = "fp32"
+
+    @property
+    def moment_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.optimizer_state == "bf16" else torch.float32
 
     @property
     def micro_batch_tokens(self) -> int:

@@ -25,6 +25,7 @@ from slideformer.storage.tensor_file import Digest, read_tensors, write_tensors
 
 THREADS = 4  # files at once: one core hashes about 2 GB/s, less than a fast disk takes
 NAME = re.compile(r"checkpoint-([1-9][0-9]{0,17})")
+MOMENT_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 HIDDEN = ".checkpoint-"  # what is not yet, or no longer, a checkpoint
 
 
@@ -145,16 +146,17 @@ def verify(path: Path) -> Manifest:
     """
     manifest = read_manifest(path)
     for described in manifest.units.values():
-        found = read_tensors(path / described.file, empty_planes(described.numel, described.trained_numel))
+        moments = MOMENT_DTYPES[manifest.run.optimizer_state]
+        found = read_tensors(path / described.file, empty_planes(described.numel, described.trained_numel, moments))
         if found != Digest(described.size_bytes, described.sha256):
             raise CheckpointError(f"{path / described.file} was changed after it was written: its checksum is another")
     return manifest
 
 
-def empty_planes(numel: int, trained_numel: int) -> dict[str, Tensor]:
+def empty_planes(numel: int, trained_numel: int, moment_dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Tensors of the names and dtypes that a unit's file holds, in its order."""
     masters = {"hi": torch.bfloat16, "lo": torch.int16}
-    moments = {name: torch.empty(trained_numel, dtype=torch.float32) for name in ("exp_avg", "exp_avg_sq")}
+    moments = {name: torch.empty(trained_numel, dtype=moment_dtype) for name in ("exp_avg", "exp_avg_sq")}
     return {**{name: torch.empty(numel, dtype=dtype) for name, dtype in masters.items()}, **moments}
 
 

@@ -63,6 +63,7 @@ class RunFacts(Strict):
         steps: optimizer steps of the whole run.
         dtype: what the layers computed in.
         micro_batch_size: sequences computed together; it decides in which order gradients are summed.
+        optimizer_state: what the units' files hold moments in.
         versions: of the packages that compute.
         config: every setting.
     """
@@ -70,6 +71,7 @@ class RunFacts(Strict):
     steps: Count
     dtype: Literal["bf16", "fp32"]
     micro_batch_size: Count
+    optimizer_state: Literal["fp32", "bf16"] = "fp32"
     data: Data
     versions: dict[str, str]
     config: dict[str, Any]
