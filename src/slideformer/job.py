@@ -17,6 +17,7 @@ from slideformer.data.load import Encoding, LoadedData, apply_chat_template, loa
 from slideformer.data.packing import extreme_rows
 from slideformer.data.prompts import read_prompts, stop_ids
 from slideformer.data.show import show
+from slideformer.elsewhere import GPU_PROCESS_BYTES, dtype_there, memory_there, work_there
 from slideformer.engine.generate import pass_length
 from slideformer.engine.measure import Row, measure_work, model_sizes
 from slideformer.engine.measure_inference import measure_keys_and_values
@@ -24,6 +25,7 @@ from slideformer.engine.parity import check_causal
 from slideformer.engine.pretrained import device_and_dtype
 from slideformer.engine.sampling import Decoding
 from slideformer.errors import ConfigError, DoesNotFit
+from slideformer.forecast import forecast
 from slideformer.kernels.liger import apply_liger, choose_kernels
 from slideformer.models.architecture import Decoder
 from slideformer.models.freezing import frozen_names
@@ -33,6 +35,7 @@ from slideformer.optim.lr import learning_rate_at, warmup_step_count
 from slideformer.plan.footprint import Answers
 from slideformer.plan.machine import Machine, resident_bytes
 from slideformer.plan.planner import Plan, Workload, make_plan
+from slideformer.plan.rates import MachineRates, cached_rates
 from slideformer.prompts import Prompts, make_prompts
 from slideformer.resume import package_versions
 from slideformer.storage.manifest import Data, RunFacts
@@ -105,21 +108,25 @@ class Job:
         )
 
 
-def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
+def prepare(config: Config, micro_batch_size: int | None = None, elsewhere: MachineRates | None = None) -> Job:
     """Read data and model configuration, measure the machine, and plan; nothing large is allocated.
 
     Args:
         micro_batch_size: that of the run to continue, kept if the config leaves it open and it still fits.
+        elsewhere: plan for this machine instead; such a job cannot be run.
 
     Raises:
         ConfigError, DataError, UnsupportedModel, DoesNotFit: whatever stands in the way, before minutes of loading.
     """
     if config.budget.disk or config.budget.offload_dir:
         raise ConfigError("budget: there is no disk tier yet", "remove budget.disk and budget.offload_dir")
-    device, dtype = device_and_dtype(config.device, config.compute_dtype)
+    if elsewhere is None:
+        device, dtype = device_and_dtype(config.device, config.compute_dtype)
+    else:
+        device, dtype = torch.device("cpu"), dtype_there(elsewhere, config.device, config.compute_dtype)
     path = resolve(config.model, config.trust_remote_code)
     model_config = read_config(path, config.trust_remote_code)
-    kernels = choose_kernels(config.kernels, device.type)
+    kernels = "torch" if elsewhere else choose_kernels(config.kernels, device.type)
     attention = config.attn_implementation
     customize = apply_liger if kernels == "liger" else None
     freeze = partial(frozen_names, trainable=config.trainable, frozen=config.frozen)
@@ -128,14 +135,15 @@ def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
     tokenizer = load_tokenizer(path, config)
     data, held_out = read_data(config, tokenizer, decoder.vocabulary)
     prompts = read_sample_prompts(config, tokenizer, path, model_config)
-    machine = Machine.measure(decoder.device)
-    plan = _plan(config, decoder, dtype, machine, data, held_out, prompts, micro_batch_size)
-    return Job(config, path, model_config, tokenizer, data, held_out, prompts, decoder, dtype, kernels, machine, plan)
+    machine = memory_there(elsewhere) if elsewhere else Machine.measure(decoder.device)
+    plan = _plan(config, decoder, dtype, machine, data, held_out, prompts, micro_batch_size, elsewhere)
+    job = Job(config, path, model_config, tokenizer, data, held_out, prompts, decoder, dtype, kernels, machine, plan)
+    return replace(job, plan=_with_timing(job, elsewhere))
 
 
-def plan_for(config: Config) -> Plan:
-    """The plan of a run, without running it."""
-    return prepare(config).plan
+def plan_for(config: Config, elsewhere: MachineRates | None = None) -> Plan:
+    """The plan of a run, without running it; for another machine if its rates are given."""
+    return prepare(config, elsewhere=elsewhere).plan
 
 
 def show_data(config: Config, samples: int) -> None:
@@ -235,6 +243,7 @@ def _plan(
     held_out: Examples | None,
     prompts: Prompts | None,
     kept_size: int | None,
+    elsewhere: MachineRates | None,
 ) -> Plan:
     longest, rows = _rows_to_plan_for(config, data, held_out)
     answers, length = _plan_answers(config, decoder, dtype, prompts, longest)
@@ -249,9 +258,12 @@ def _plan(
     host = config.budget.host_bytes or machine.host_bytes
     gpu = machine.allocatable_bytes(config.budget.gpu_bytes)
     work = replace(measure_work(decoder, length, dtype, rows), answers=answers)
+    process = resident_bytes()
+    if elsewhere is not None and elsewhere.has_gpu:
+        work, process = work_there(work, decoder, dtype), GPU_PROCESS_BYTES
 
     def plan_of(workload: Workload) -> Plan:
-        return make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, process_bytes=resident_bytes())
+        return make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, process_bytes=process)
 
     if kept_size and not config.micro_batch_size and kept_size <= config.batch_size:
         try:
@@ -259,6 +271,26 @@ def _plan(
         except DoesNotFit:
             pass  # a smaller one may; the change is told when the checkpoint is resumed from
     return plan_of(workload)
+
+
+def _with_timing(job: Job, elsewhere: MachineRates | None) -> Plan:
+    """The job's plan with seconds, where the machine's rates are known."""
+    rates, config = elsewhere or cached_rates(), job.config
+    computes_on_gpu = elsewhere.has_gpu if elsewhere else job.decoder.device.type != "cpu"
+    if rates is None or rates.has_gpu != computes_on_gpu:
+        return job.plan
+    timing = forecast(
+        job.plan,
+        job.model_config,
+        job.batches(),
+        job.steps,
+        rates,
+        dtype=job.dtype,
+        clipping=config.max_grad_norm is not None,
+        fused=job.kernels == "liger" or (elsewhere is not None and rates.has_gpu and config.kernels != "torch"),
+        trust_remote_code=config.trust_remote_code,
+    )
+    return replace(job.plan, timing=timing)
 
 
 def _rows_to_plan_for(config: Config, data: LoadedData, held_out: Examples | None) -> tuple[int, list[Row]]:

@@ -25,7 +25,8 @@ from slideformer.measured_lanes import measured
 from slideformer.metrics import EvalStats, RunRecord, host_peak_bytes
 from slideformer.models.architecture import build_on_meta
 from slideformer.models.stream_in import stream_in
-from slideformer.plan.planner import Plan
+from slideformer.outcome import StepTimes, predicted_against_measured
+from slideformer.plan.table import NO_RATES
 from slideformer.progress import progress
 from slideformer.recorder import Recorder
 from slideformer.resume import AUTO, Candidate, find_candidates, restore_newest
@@ -87,13 +88,14 @@ class Trainer:
             print(f"held out for evaluation: {len(job.held_out):,} records, {int(job.held_out.lengths.sum()):,} tokens")
         if config.parity_check:
             print(check_parity(job.model_config, config.trust_remote_code, config.packing))
-        print(job.plan)
+        print(job.plan if job.plan.timing else f"{job.plan}\n{NO_RATES}")
+        times = StepTimes()
         lanes = measured(lanes_for(job.decoder.device))
         with Engine(job.decoder, job.plan.sizes, job.dtype, lanes) as engine:
             done = _restore_or_load(engine, job, candidates)
             callbacks = _listening_callbacks([*trackers, *self._callbacks], job, self._wishes)
-            stopped_at = self._run(engine, job, done, callbacks)
-        print(_predicted_against_measured(job.plan, engine))
+            stopped_at = self._run(engine, job, done, [times, *callbacks])
+        print(predicted_against_measured(job.plan, times.median))
         return stopped_at
 
     def _run(self, engine: Engine, job: Job, done: int | None, more: list[Listener]) -> Path | None:
@@ -205,11 +207,3 @@ def _explained(engine: Engine, stream: BatchStream) -> Iterator[None]:
         records = ", ".join(map(str, batch.indices[:8]))
         message = f"{error.message}; {place}; records of the batch: {records}"
         raise NonFinite(message, error.hint, error.step) from error
-
-
-def _predicted_against_measured(plan: Plan, engine: Engine) -> str:
-    lines = [f"host: predicted {format_bytes(plan.host_peak_bytes)}, measured {format_bytes(host_peak_bytes())}"]
-    if plan.device_budget_bytes is not None:
-        peak = torch.cuda.max_memory_allocated()
-        lines.append(f"GPU: predicted {format_bytes(plan.device_peak_bytes)}, measured {format_bytes(peak)}")
-    return "; ".join(lines)

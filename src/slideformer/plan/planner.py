@@ -11,6 +11,7 @@ from slideformer.errors import DoesNotFit
 from slideformer.plan.footprint import ModelSizes, Work, device_bytes, host_bytes
 from slideformer.plan.sizes import Sizes
 from slideformer.plan.table import render
+from slideformer.plan.timing import StepTiming
 from slideformer.units import format_bytes
 
 TARGET_TOKENS = 8192  # of a micro-batch: enough to fill a large GPU; more only costs memory
@@ -46,6 +47,7 @@ class Plan:
         host: bytes of host memory by name.
         device: bytes of device memory by phase and name.
         host_budget_bytes, device_budget_bytes: None is no limit.
+        timing: of a step; None where the machine's rates are not known.
     """
 
     sizes: Sizes
@@ -54,6 +56,7 @@ class Plan:
     device: dict[str, dict[str, int]]
     host_budget_bytes: int
     device_budget_bytes: int | None
+    timing: StepTiming | None = None
 
     @property
     def host_peak_bytes(self) -> int:
@@ -75,6 +78,7 @@ class Plan:
             "device_bytes": {
                 **self.device, "peak": self.device_peak_bytes, "budget": self.device_budget_bytes,
             },
+            "timing": None if self.timing is None else self.timing.as_json(),
         }  # fmt: skip
 
 
