@@ -24,7 +24,7 @@ MATMULS = ("mm", "bmm", "addmm", "baddbmm", "_grouped_mm", "convolution")  # the
 # Attention multiplies twice in forward; a fused backward five times, as it computes the scores again.
 ATTENTION_BACKWARD = 5 / 2
 
-Counts = tuple[float, float]  # operations of matrix products, bytes of everything else
+Counts = tuple[float, float, float]  # operations of matrix products, bytes of everything else, operators called
 
 
 def count_operations(decoder: Decoder, dtype: torch.dtype, fused: bool) -> ModelOperations | None:
@@ -89,9 +89,11 @@ class TrafficCounter(TorchDispatchMode):
         self._inside: dict[int, Tensor] = {}  # results that have not reached memory; held, so that ids stay theirs
         self._read: dict[int, Tensor] = {}
         self.total_bytes = 0
+        self.calls = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.calls += 1
         operands = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         results = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
         name = func.overloadpacket.__name__
@@ -120,14 +122,14 @@ def _counted(work: Callable[[], object], fused: bool) -> Counts:
     traffic = TrafficCounter(fused)
     with FlopCounterMode(display=False) as flops, traffic:
         work()
-    return flops.get_total_flops(), traffic.total_bytes
+    return flops.get_total_flops(), traffic.total_bytes, traffic.calls
 
 
 def _operations(counts: Sequence[Counts]) -> Operations:
     """What the counts over `LENGTHS` say. Bytes that grow with the square are scores, which fused attention has not."""
-    _, matmul, attention = _parabola([flops for flops, _ in counts])
-    fixed, memory, _ = _parabola([size for _, size in counts])
-    return Operations(matmul, attention, memory, max(0.0, fixed))
+    _, matmul, attention = _parabola([flops for flops, _, _ in counts])
+    fixed, memory, _ = _parabola([size for _, size, _ in counts])
+    return Operations(matmul, attention, memory, max(0.0, fixed), calls=counts[0][2])
 
 
 def _parabola(values: Sequence[float]) -> tuple[float, float, float]:

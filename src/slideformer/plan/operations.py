@@ -12,12 +12,14 @@ class Operations:
         attention_flops: of attention, per token and token it is in a row with; masked pairs count.
         memory_bytes: that other operations read and write, per token.
         fixed_bytes: the same, however many tokens there are.
+        calls: of operators by the host, however many tokens there are.
     """
 
     matmul_flops: float
     attention_flops: float
     memory_bytes: float
     fixed_bytes: float = 0.0
+    calls: float = 0.0
 
 
 @dataclass(frozen=True)

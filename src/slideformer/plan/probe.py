@@ -26,6 +26,7 @@ from slideformer.plan.rates import ComputeRates, HostRates, LinkRates, MachineRa
 from slideformer.units import MIB
 
 ROUNDS = 5
+CALLS = 200
 SUSTAINED_SECONDS = 1.0
 HOST_BYTES = 256 * MIB  # of one array: larger than any cache
 ADAMW_PARAMETERS = 48 * MIB
@@ -106,7 +107,21 @@ def measure_compute(device: torch.device) -> ComputeRates:
     x = torch.zeros(ELEMENTS[device.type], dtype=torch.bfloat16, device=device)
     y = torch.zeros_like(x)
     memory = 3 * x.nbytes / best_seconds(lambda: torch.add(x, y, out=y), timer)
-    return ComputeRates(matmul, attention, memory)
+    return ComputeRates(matmul, attention, memory, call_seconds(device))
+
+
+def call_seconds(device: torch.device) -> float:
+    """Host time of one operator on a few numbers, in a chain that is then differentiated."""
+    x = torch.zeros(8, device=device, requires_grad=True)
+
+    def chain() -> None:
+        y = x
+        for _ in range(CALLS):
+            y = y * y
+        torch.autograd.grad(y.sum(), x)
+
+    operators = 4 * CALLS  # backward multiplies twice and adds, for each multiplication
+    return best_seconds(chain) / operators
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, timer: Timer) -> float:

@@ -26,11 +26,13 @@ class ComputeRates:
         matmul_flops: sustained multiply-adds, two operations each, by dtype ("bf16", "fp32").
         attention_flops: causal attention, forward and backward, all pairs counted, by dtype.
         memory_bytes: read and written by an elementwise operation.
+        call_seconds: that the host spends on calling one operator, its share of autograd included.
     """
 
     matmul_flops: dict[str, float]
     attention_flops: dict[str, float]
     memory_bytes: float
+    call_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -145,7 +145,7 @@ def step_work(
     row_update = min(rows, table.trained_numel)
 
     def seconds_of(operations: Operations) -> float:
-        return block_seconds(operations, tokens, sizes.micro_batches, rates.compute, name)
+        return block_seconds(operations, tokens, sizes.micro_batches, rates.compute, name, rates.has_gpu)
 
     forward = [seconds_of(block.forward) for block in operations.blocks]
     backward = [
@@ -176,14 +176,24 @@ def step_work(
 
 
 def block_seconds(
-    operations: Operations, tokens: StepTokens, micro_batches: int, rates: ComputeRates, dtype_name: str
+    operations: Operations,
+    tokens: StepTokens,
+    micro_batches: int,
+    rates: ComputeRates,
+    dtype_name: str,
+    host_runs_ahead: bool,
 ) -> float:
-    """One pass of all micro-batches through one block."""
-    return (
+    """One pass of all micro-batches through one block.
+
+    A GPU computes while the host calls the next operators, so the longer of the two counts; a CPU does both.
+    """
+    calls = micro_batches * operations.calls * rates.call_seconds
+    work = (
         tokens.computed * operations.matmul_flops / rates.matmul_flops[dtype_name]
         + tokens.computed * tokens.context * operations.attention_flops / rates.attention_flops[dtype_name]
         + (tokens.computed * operations.memory_bytes + micro_batches * operations.fixed_bytes) / rates.memory_bytes
     )
+    return max(work, calls) if host_runs_ahead else work + calls
 
 
 def head_seconds(
