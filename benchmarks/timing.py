@@ -118,7 +118,9 @@ def step_seconds(decoder: Decoder, sizes: Sizes, sequences: int, length: int, cl
         engine.load(random_weights(engine, decoder.config, 0))
         seconds, last = [], time.perf_counter()
         for step in range(1, steps + 2):
-            engine.train_step(batch(step, sequences, length), AdamWStep(1e-5, 0.9, 0.999, 1e-8, 0.0, step), 1.0 if clip else None)
+            engine.train_step(
+                batch(step, sequences, length), AdamWStep(1e-5, 0.9, 0.999, 1e-8, 0.0, step), 1.0 if clip else None
+            )
             now = time.perf_counter()
             seconds.append(now - last)
             last = now

@@ -27,7 +27,7 @@ def forecast(
     fused: bool,
     trust_remote_code: bool,
 ) -> StepTiming | None:
-    """The timing of an average step; None where the model cannot be counted, or the machine was not measured in `dtype`.
+    """The timing of an average step; None where the model cannot be counted, or `dtype` was not measured.
 
     Args:
         steps: of the run.

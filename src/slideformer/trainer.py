@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from slideformer.best_model import BestModel
 from slideformer.callbacks.trackers import tracker_callbacks
 from slideformer.callbacks.transformers_callbacks import Callback, HuggingFaceListener
@@ -22,7 +20,7 @@ from slideformer.evaluation import Interludes
 from slideformer.events import Listener, Listeners, Wishes
 from slideformer.job import Job, hyper_at, load_tokenizer, prepare
 from slideformer.measured_lanes import measured
-from slideformer.metrics import EvalStats, RunRecord, host_peak_bytes
+from slideformer.metrics import EvalStats, RunRecord
 from slideformer.models.architecture import build_on_meta
 from slideformer.models.stream_in import stream_in
 from slideformer.outcome import StepTimes, predicted_against_measured
@@ -36,7 +34,6 @@ from slideformer.stop_request import StopRequest
 from slideformer.storage.checkpoint import remove_hidden
 from slideformer.storage.lock import locked
 from slideformer.streams import lanes_for
-from slideformer.units import format_bytes
 
 
 class Trainer:

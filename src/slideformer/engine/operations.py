@@ -76,7 +76,7 @@ def _on_meta(inputs: DecoderInputs) -> DecoderInputs:
 
 
 class TrafficCounter(TorchDispatchMode):
-    """Adds up the bytes that operations read and write; views move nothing, operands of matrix products are not counted.
+    """Adds up the bytes that operations read and write; views move nothing, and matrix products are left out.
 
     Args:
         fused: count as if neighbours were one kernel: what one of them hands to the next stays in registers, and

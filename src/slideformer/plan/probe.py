@@ -63,9 +63,7 @@ def probe(directory: Path) -> MachineRates:
     )
 
 
-def measure_link(
-    device: torch.device, adamw: Callable[[], None], seconds_alone: float
-) -> tuple[LinkRates, float]:
+def measure_link(device: torch.device, adamw: Callable[[], None], seconds_alone: float) -> tuple[LinkRates, float]:
     """(rates of copies, parameters that AdamW updates per second beside them)."""
     allocator = HostAllocator(pin=True)
     try:
