@@ -6,20 +6,15 @@ import pytest
 import torch
 
 from slideformer.data.batches import BatchStream
-from slideformer.data.examples import Example, Examples
+from slideformer.data.examples import Example
 from slideformer.forecast import average_step
 
 
 def stream(lengths: Sequence[int], batch_size: int, row_length: int | None = None) -> BatchStream:
-    examples = []
-    for k, length in enumerate(lengths):
-        ids = torch.arange(length, dtype=torch.int32)
-        labels = torch.where(ids < 2, -100, ids)
-        examples.append(Example(k, ids, labels))
-    return BatchStream(
-        Examples.of(examples) if hasattr(Examples, "of") else examples, batch_size, shuffle=False, seed=0, pad_id=0,
-        row_length=row_length,
-    )  # fmt: skip
+    ids = [torch.arange(length, dtype=torch.int32) for length in lengths]
+    labels = [torch.where(of_one < 2, -100, of_one) for of_one in ids]
+    examples = [Example(k, *pair) for k, pair in enumerate(zip(ids, labels, strict=True))]
+    return BatchStream(examples, batch_size, shuffle=False, seed=0, pad_id=0, row_length=row_length)
 
 
 def test_micro_batches_are_padded_to_their_own_longest():

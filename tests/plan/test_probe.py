@@ -76,10 +76,10 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path):
 def test_a_file_system_without_direct_reads_is_measured_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     open_file = os.open
 
-    def refuse(path: Any, flags: int, *mode: int) -> int:
+    def refuse(path: Any, flags: int, *mode: int, **where: Any) -> int:
         if flags & os.O_DIRECT:
             raise OSError(22, "Invalid argument")
-        return open_file(path, flags, *mode)
+        return open_file(path, flags, *mode, **where)
 
     monkeypatch.setattr(probe_disk.os, "open", refuse)
     rates = probe_disk.measure_disk(tmp_path, 2 * MIB)

@@ -58,7 +58,7 @@ def test_the_step_is_no_shorter_than_its_longest_lane_and_no_longer_than_all_of_
 
 
 def test_clipping_costs_time():
-    assert timing(32, clipping=True).seconds > timing(32, clipping=False).seconds
+    assert timing(4, clipping=True).seconds > 1.1 * timing(4, clipping=False).seconds
 
 
 def test_twice_the_tokens_are_more_a_second_where_the_cpu_is_the_bound():

@@ -7,7 +7,7 @@ as points in time. Steps follow each other until the distance between two of the
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-STEPS = 3  # the first begins with nothing pending; the second is like all later ones, the third shows it
+STEPS = 4  # the first begins with nothing pending, and the last leaves its updates to the next; shown is the third
 BEFORE_BLOCKS = -1  # what the next forward needs before block 0
 STAGING = 2  # gradients that may leave the GPU while computation goes on
 
@@ -84,7 +84,7 @@ def play(work: StepWork) -> Schedule:
     """The schedule of a step in the middle of a run."""
     player = Player(work)
     ends = [player.step() for _ in range(STEPS)]
-    begin, end = ends[-2], ends[-1]
+    begin, end = ends[-3:-1]
     spans = [
         Span(s.lane, s.what, max(s.start, begin) - begin, min(s.stop, end) - begin)
         for s in player.spans
