@@ -10,7 +10,7 @@ from slideformer import errors
 from slideformer.config import SOURCE_PREFIXES, setting_fields
 from slideformer.data_settings import Source
 
-COMMANDS = ("train", "plan", "data", "export", "demo", "doctor", "completion", "report", "generate")
+COMMANDS = ("train", "plan", "probe", "data", "export", "demo", "doctor", "completion", "report", "generate")
 
 
 def test_every_setting_is_on_the_settings_page():

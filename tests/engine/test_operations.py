@@ -1,5 +1,7 @@
 """Operations are counted as PyTorch would do them, for any family, without doing them."""
 
+from typing import Any
+
 import pytest
 import torch
 from shapes import SHAPES
@@ -10,7 +12,7 @@ from slideformer.models.architecture import Decoder
 from slideformer.plan.operations import ModelOperations
 
 
-def counted(config: object, fused: bool = False) -> ModelOperations:
+def counted(config: Any, fused: bool = False) -> ModelOperations:
     operations = count_operations(Decoder(config, torch.device("cpu"), None), torch.bfloat16, fused)
     assert operations is not None
     return operations
