@@ -7,7 +7,6 @@ autograd saves of a block is counted on the CPU, and the loss is taken to need w
 workspaces, about 0.1 GiB, are not in it. tests/test_examples.py holds it to the plans that an H200 measured.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from textwrap import wrap
 
@@ -15,11 +14,11 @@ import torch
 from shapes import SHAPES
 
 from slideformer.config import Config, load_config
+from slideformer.elsewhere import GPU_PROCESS_BYTES, work_there
 from slideformer.engine.measure import measure_work, model_sizes
 from slideformer.models.architecture import Decoder
 from slideformer.plan.machine import Machine
 from slideformer.plan.planner import Plan, Workload, make_plan
-from slideformer.units import GIB
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SHAPE_OF_MODEL = {
@@ -28,7 +27,6 @@ SHAPE_OF_MODEL = {
     "Qwen/Qwen3-14B": "qwen3-14b",
     "meta-llama/Llama-3.3-70B-Instruct": "llama-3.3-70b",
 }
-PROCESS_BYTES = int(1.5 * GIB)  # Python, PyTorch and CUDA: host_peak_gib of the resident runs in benchmarks/results
 START, END = "# --- plan ", "# --- end of plan ---\n"
 TITLE = START + "(python benchmarks/example_plans.py; the GPU's figures are estimated without one) ---\n"
 
@@ -61,11 +59,10 @@ def estimate(
     """The plan for one shape in bf16 under its budgets."""
     assert gpu_bytes and host_bytes
     decoder = Decoder(SHAPES[shape](), torch.device("cpu"), "sdpa")
-    work = measure_work(decoder, workload.max_length, torch.bfloat16)
-    in_place = replace(work, logit_bytes=decoder.vocabulary * torch.bfloat16.itemsize)  # the gradient takes its place
+    work = work_there(measure_work(decoder, workload.max_length, torch.bfloat16), decoder, torch.bfloat16)
     device_bytes = Machine("", host_bytes, gpu_bytes).allocatable_bytes(gpu_bytes)
     return make_plan(
-        model_sizes(decoder), in_place, workload, torch.bfloat16, host_bytes, device_bytes, PROCESS_BYTES, disk_bytes
+        model_sizes(decoder), work, workload, torch.bfloat16, host_bytes, device_bytes, GPU_PROCESS_BYTES, disk_bytes
     )  # fmt: skip
 
 

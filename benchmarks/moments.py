@@ -30,6 +30,7 @@ from slideformer.data.batches import Batch, collate
 from slideformer.data.examples import Example
 from slideformer.engine.engine import Engine
 from slideformer.engine.random_weights import random_weights
+from slideformer.memory.host import LayerState
 from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.sizes import Sizes
@@ -90,13 +91,15 @@ def train(form: str, seed: int, steps: int, beta2: float, text: Tensor) -> Run:
             if form == "bf16 to nearest":
                 round_to_nearest(engine)
         engine.drain()
-        squares = [state.exp_avg_sq.double().sum().item() for state in engine.states.values()]
+        states = [state.tensors() for state in engine.states.values() if isinstance(state, LayerState)]
+        squares = [tensors["exp_avg_sq"].double().sum().item() for tensors in states]
         return Run(results, sum(squares) / sum(state.layout.parameter_count for state in engine.states.values()))
 
 
 def round_to_nearest(engine: Engine) -> None:
     engine.drain()
     for state in engine.states.values():
+        assert isinstance(state, LayerState)
         for moment in (state.exp_avg, state.exp_avg_sq):
             moment.copy_(moment.bfloat16())
 

@@ -22,6 +22,7 @@ from slideformer.errors import DoesNotFit
 @dataclass(frozen=True)
 class FakePlan:
     gpu_bytes: int
+    timing = "known"  # no field: it is not printed
 
     def __str__(self) -> str:
         return "a table"
@@ -45,7 +46,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     trainer: Any = ModuleType("slideformer.trainer")
     trainer.Trainer = FakeTrainer
     job: Any = ModuleType("slideformer.job")
-    job.plan_for = lambda config: made.append(("plan", config)) or FakePlan(gpu_bytes=7)
+    job.plan_for = lambda config, machine: made.append(("plan", config)) or FakePlan(gpu_bytes=7)
     reading: Any = ModuleType("slideformer.reading")
     reading.show_data = lambda *arguments: made.append(("data", arguments))
     saving: Any = ModuleType("slideformer.saving")
@@ -65,7 +66,7 @@ def config_file(tmp_path: Path) -> str:
 
 
 def raise_from_plan(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def plan_for(config: Config) -> None:
+    def plan_for(config: Config, machine: object) -> None:
         raise error
 
     job: Any = ModuleType("slideformer.job")

@@ -8,7 +8,7 @@ import pytest
 from tiny_models import save_tiny_model
 from tiny_runs import make_records, write_config, write_records
 
-from slideformer import planning
+from slideformer import job, planning
 from slideformer.cli import main
 from slideformer.config import load_config
 from slideformer.engine.engine import Engine

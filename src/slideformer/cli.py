@@ -1,4 +1,4 @@
-"""The command line: train, plan, data, generate, report, doctor, export, demo, completion.
+"""The command line: train, plan, probe, data, generate, report, doctor, export, demo, completion.
 
 Heavy imports wait inside the commands, so that help and a misspelt setting answer at once.
 """
@@ -62,9 +62,31 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
 def _plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(arguments.config, overrides)
     from slideformer.job import plan_for
+    from slideformer.plan.rates import read_machine
+    from slideformer.plan.table import NO_RATES
 
-    plan = plan_for(config)
+    plan = plan_for(config, read_machine(arguments.machine) if arguments.machine else None)
+    if arguments.plot:
+        from slideformer.plan.plot import write_picture
+
+        write_picture(plan, arguments.plot)
     print(json.dumps(plan.as_json(), indent=2) if arguments.json else plan)
+    if plan.timing is None and not arguments.json:
+        print(NO_RATES)
+
+
+def _probe(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    _no_overrides(overrides)
+    from slideformer.plan.probe import probe
+    from slideformer.plan.rates import cached_rates, store_rates
+    from slideformer.plan.rates_table import render_rates
+
+    rates = None if arguments.fresh else cached_rates()
+    if rates is None:
+        print("measuring this machine; nothing else should run on it meanwhile", file=sys.stderr)
+        rates = probe(arguments.directory)
+        store_rates(rates)
+    print(json.dumps(rates.as_json(), indent=2) if arguments.json else render_rates(rates))
 
 
 def _data(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -142,7 +164,17 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = _config_command(commands, "plan", "show the memory and the schedule a config needs; allocates nothing")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.add_argument("--machine", type=Path, metavar="FILE", help="plan for the machine that `probe --json` printed")
+    plan.add_argument("--plot", type=Path, metavar="FILE", help="draw memory and lanes over a step (.png or .svg)")
     plan.set_defaults(command=_plan)
+
+    probe = commands.add_parser(
+        "probe", help="measure how fast this machine is, once, for plans in seconds", allow_abbrev=False
+    )
+    probe.add_argument("--fresh", action="store_true", help="measure again")
+    probe.add_argument("--json", action="store_true", help="print the rates as JSON, for `plan --machine`")
+    probe.add_argument("--directory", type=Path, default=Path("."), help="whose disk is measured (default: this one)")
+    probe.set_defaults(command=_probe)
 
     data = _config_command(commands, "data", "show what a config trains on: samples, lengths, counts")
     data.add_argument("--samples", type=int, default=3, help="records to show in full (default: 3)")

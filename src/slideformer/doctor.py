@@ -15,6 +15,7 @@ PACKAGES = ("slideformer", "torch", "transformers", "tokenizers", "safetensors",
 OPTIONAL_PACKAGES = {
     "liger-kernel": ("GPU runs then use PyTorch's own kernels", "pip install 'slideformer[gpu]'"),
     "gguf": ("`slideformer demo` then cannot read its model", "pip install 'slideformer[demo]'"),
+    "matplotlib": ("`slideformer plan --plot` then cannot draw", "pip install 'slideformer[plot]'"),
 }
 TRITON_PACKAGES = ("triton", "pytorch-triton-rocm", "triton-rocm")
 DRIVER_FILES = ("proc/driver/nvidia/version", "sys/module/amdgpu/version")
@@ -49,6 +50,7 @@ def examine(directory: Path, root: Path = Path("/")) -> Iterator[Finding]:
     yield _memory(root)
     yield _pinned(*resource.getrlimit(resource.RLIMIT_MEMLOCK))
     yield _huge_pages(root)
+    yield _rates()
     yield Finding("disk", f"{format_bytes(shutil.disk_usage(directory).free)} free in {directory}")
 
 
@@ -124,6 +126,16 @@ def _pinned(soft: int, hard: int) -> Finding:
     # CUDA's driver pins without asking this limit; others, and some containers, do ask.
     command = "ulimit -l unlimited" if hard == resource.RLIM_INFINITY else "docker run --ulimit memlock=-1 ..."
     return Finding("locked memory limit", f"{format_bytes(soft)} (if pinning host memory fails: {command})")
+
+
+def _rates() -> Finding:
+    """Not a fault where it is missing: plans then have no seconds."""
+    from slideformer.plan.rates import cached_rates
+
+    if (rates := cached_rates()) is None:
+        return Finding("rates", "not measured, so plans give no seconds (slideformer probe)")
+    adamw = rates.host.adamw_parameters / 1e9
+    return Finding("rates", f"measured {rates.measured}: AdamW {adamw:.3g} Gparam/s (again: slideformer probe --fresh)")
 
 
 def _huge_pages(root: Path) -> Finding:

@@ -1,6 +1,6 @@
 """Everything known of a run before memory is taken: data, model, plan, steps. What `plan` shows and `train` runs."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from slideformer.config import Config
 from slideformer.data.batches import Batch, BatchStream
 from slideformer.data.examples import Examples, fingerprint
 from slideformer.data.load import LoadedData
+from slideformer.elsewhere import dtype_there, memory_there
 from slideformer.engine.parity import check_causal
 from slideformer.engine.pretrained import device_and_dtype
+from slideformer.forecast import forecast
 from slideformer.kernels.liger import apply_liger, choose_kernels
 from slideformer.models.architecture import Decoder
 from slideformer.models.freezing import frozen_names
@@ -22,6 +24,7 @@ from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.lr import learning_rate_at, warmup_step_count
 from slideformer.plan.machine import Machine, disk_budget_bytes
 from slideformer.plan.planner import Plan
+from slideformer.plan.rates import MachineRates, cached_rates
 from slideformer.planning import plan_run
 from slideformer.prompts import Prompts
 from slideformer.reading import batch_stream, load_tokenizer, pad_id_of, read_data, read_sample_prompts
@@ -95,20 +98,24 @@ class Job:
         )
 
 
-def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
+def prepare(config: Config, micro_batch_size: int | None = None, elsewhere: MachineRates | None = None) -> Job:
     """Read data and model configuration, measure the machine, and plan; nothing large is allocated.
 
     Args:
         micro_batch_size: that of the run to continue, kept if the config leaves it open and it still fits.
+        elsewhere: plan for this machine instead; such a job cannot be run.
 
     Raises:
         ConfigError, DataError, UnsupportedModel, DoesNotFit: whatever stands in the way, before minutes of loading.
     """
     disk = disk_budget_bytes(config.budget.offload_dir, config.budget.disk_bytes)
-    device, dtype = device_and_dtype(config.device, config.compute_dtype)
+    if elsewhere is None:
+        device, dtype = device_and_dtype(config.device, config.compute_dtype)
+    else:
+        device, dtype = torch.device("cpu"), dtype_there(elsewhere, config.device, config.compute_dtype)
     path = resolve(config.model, config.trust_remote_code)
     model_config = read_config(path, config.trust_remote_code)
-    kernels = choose_kernels(config.kernels, device.type)
+    kernels = "torch" if elsewhere else choose_kernels(config.kernels, device.type)
     attention = config.attn_implementation
     customize = apply_liger if kernels == "liger" else None
     freeze = partial(frozen_names, trainable=config.trainable, frozen=config.frozen)
@@ -117,14 +124,15 @@ def prepare(config: Config, micro_batch_size: int | None = None) -> Job:
     tokenizer = load_tokenizer(path, config)
     data, held_out = read_data(config, tokenizer, decoder.vocabulary)
     prompts = read_sample_prompts(config, tokenizer, path, model_config)
-    machine = Machine.measure(decoder.device)
-    plan = plan_run(config, decoder, dtype, machine, disk, data, held_out, prompts, micro_batch_size)
-    return Job(config, path, model_config, tokenizer, data, held_out, prompts, decoder, dtype, kernels, machine, plan)
+    machine = memory_there(elsewhere) if elsewhere else Machine.measure(decoder.device)
+    plan = plan_run(config, decoder, dtype, machine, disk, data, held_out, prompts, micro_batch_size, elsewhere)
+    job = Job(config, path, model_config, tokenizer, data, held_out, prompts, decoder, dtype, kernels, machine, plan)
+    return replace(job, plan=_with_timing(job, elsewhere))
 
 
-def plan_for(config: Config) -> Plan:
-    """The plan of a run, without running it."""
-    return prepare(config).plan
+def plan_for(config: Config, elsewhere: MachineRates | None = None) -> Plan:
+    """The plan of a run, without running it; for another machine if its rates are given."""
+    return prepare(config, elsewhere=elsewhere).plan
 
 
 def hyper_at(config: Config, steps: int, step: int) -> AdamWStep:
@@ -139,3 +147,23 @@ def hyper_at(config: Config, steps: int, step: int) -> AdamWStep:
     return AdamWStep(
         rate, config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.weight_decay, step
     )  # fmt: skip
+
+
+def _with_timing(job: Job, elsewhere: MachineRates | None) -> Plan:
+    """The job's plan with seconds, where the machine's rates are known."""
+    rates, config = elsewhere or cached_rates(), job.config
+    computes_on_gpu = elsewhere.has_gpu if elsewhere else job.decoder.device.type != "cpu"
+    if rates is None or rates.has_gpu != computes_on_gpu:
+        return job.plan
+    timing = forecast(
+        job.plan,
+        job.model_config,
+        job.batches(),
+        job.steps,
+        rates,
+        dtype=job.dtype,
+        clipping=config.max_grad_norm is not None,
+        fused=job.kernels == "liger" or (elsewhere is not None and rates.has_gpu and config.kernels != "torch"),
+        trust_remote_code=config.trust_remote_code,
+    )
+    return replace(job.plan, timing=timing)

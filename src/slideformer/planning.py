@@ -8,6 +8,7 @@ from slideformer.config import Config
 from slideformer.data.examples import Examples
 from slideformer.data.load import LoadedData
 from slideformer.data.packing import extreme_rows
+from slideformer.elsewhere import GPU_PROCESS_BYTES, work_there
 from slideformer.engine.generate import pass_length
 from slideformer.engine.measure import Row, measure_work, model_sizes
 from slideformer.engine.measure_inference import measure_keys_and_values
@@ -16,6 +17,7 @@ from slideformer.models.architecture import Decoder
 from slideformer.plan.footprint import Answers
 from slideformer.plan.machine import Machine, resident_bytes
 from slideformer.plan.planner import Plan, Workload, make_plan
+from slideformer.plan.rates import MachineRates
 from slideformer.prompts import Prompts
 from slideformer.reading import batch_stream
 
@@ -30,12 +32,14 @@ def plan_run(
     held_out: Examples | None,
     prompts: Prompts | None,
     kept_size: int | None,
+    elsewhere: MachineRates | None = None,
 ) -> Plan:
     """The plan of a run over data that has been read.
 
     Args:
         disk_budget_bytes: what offloaded states may take; None: nothing is offloaded.
         kept_size: the micro-batch size of the run to continue, kept if the config leaves it open and it still fits.
+        elsewhere: a machine that is not this one; what computation needs there is then estimated.
 
     Raises:
         DoesNotFit: with what would fit.
@@ -55,9 +59,12 @@ def plan_run(
     host = config.budget.host_bytes or machine.host_bytes
     gpu = machine.allocatable_bytes(config.budget.gpu_bytes)
     work = replace(measure_work(decoder, length, dtype, rows), answers=answers)
+    process = resident_bytes()
+    if elsewhere is not None and elsewhere.has_gpu:
+        work, process = work_there(work, decoder, dtype), GPU_PROCESS_BYTES
 
     def plan_of(workload: Workload) -> Plan:
-        return make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, resident_bytes(), disk_budget_bytes)
+        return make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, process, disk_budget_bytes)
 
     if kept_size and not config.micro_batch_size and kept_size <= config.batch_size:
         try:

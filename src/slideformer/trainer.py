@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from slideformer.best_model import BestModel
 from slideformer.callbacks.trackers import tracker_callbacks
 from slideformer.callbacks.transformers_callbacks import Callback, HuggingFaceListener
@@ -22,11 +20,12 @@ from slideformer.evaluation import Interludes
 from slideformer.events import Listener, Listeners, Wishes
 from slideformer.job import Job, hyper_at, prepare
 from slideformer.measured_lanes import measured
-from slideformer.metrics import EvalStats, RunRecord, host_peak_bytes
+from slideformer.metrics import EvalStats, RunRecord
 from slideformer.models.freezing import trained_in_words
 from slideformer.models.meta import build_on_meta
 from slideformer.models.stream_in import stream_in
-from slideformer.plan.planner import Plan
+from slideformer.outcome import StepTimes, predicted_against_measured
+from slideformer.plan.table import NO_RATES
 from slideformer.progress import progress
 from slideformer.reading import load_tokenizer
 from slideformer.recorder import Recorder
@@ -37,7 +36,6 @@ from slideformer.stop_request import StopRequest
 from slideformer.storage.checkpoint import remove_hidden
 from slideformer.storage.lock import locked
 from slideformer.streams import lanes_for
-from slideformer.units import format_bytes
 
 
 class Trainer:
@@ -85,13 +83,14 @@ class Trainer:
         candidates = find_candidates(config)
         job = prepare(config, candidates[0].manifest.run.micro_batch_size if candidates else None)
         _introduce(job)
+        times = StepTimes()
         lanes = measured(lanes_for(job.decoder.device))
         offload_dir = config.budget.offload_dir
         with Engine(job.decoder, job.plan.sizes, job.dtype, lanes, offload_dir=offload_dir, seed=config.seed) as engine:
             done = _restore_or_load(engine, job, candidates)
             callbacks = _listening_callbacks([*trackers, *self._callbacks], job, self._wishes)
-            stopped_at = self._run(engine, job, done, callbacks)
-        print(_predicted_against_measured(job.plan, engine))
+            stopped_at = self._run(engine, job, done, [times, *callbacks])
+        print(predicted_against_measured(job.plan, times.median))
         return stopped_at
 
     def _run(self, engine: Engine, job: Job, done: int | None, more: list[Listener]) -> Path | None:
@@ -155,7 +154,7 @@ def _introduce(job: Job) -> None:
         print(trained)
     if config.parity_check:
         print(check_parity(job.model_config, config.trust_remote_code, config.packing))
-    print(job.plan)
+    print(job.plan if job.plan.timing else f"{job.plan}\n{NO_RATES}")
 
 
 def _trained(job: Job) -> str | None:
@@ -227,11 +226,3 @@ def _explained(engine: Engine, stream: BatchStream) -> Iterator[None]:
         records = ", ".join(map(str, batch.indices[:8]))
         message = f"{error.message}; {place}; records of the batch: {records}"
         raise NonFinite(message, error.hint, error.step) from error
-
-
-def _predicted_against_measured(plan: Plan, engine: Engine) -> str:
-    lines = [f"host: predicted {format_bytes(plan.host_peak_bytes)}, measured {format_bytes(host_peak_bytes())}"]
-    if plan.device_budget_bytes is not None:
-        peak = torch.cuda.max_memory_allocated()
-        lines.append(f"GPU: predicted {format_bytes(plan.device_peak_bytes)}, measured {format_bytes(peak)}")
-    return "; ".join(lines)

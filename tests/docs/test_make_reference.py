@@ -11,7 +11,7 @@ from slideformer.config import setting_fields
 from slideformer.config_file import SOURCE_PREFIXES
 from slideformer.data_settings import Source
 
-COMMANDS = ("train", "plan", "data", "export", "demo", "doctor", "completion", "report", "generate")
+COMMANDS = ("train", "plan", "probe", "data", "export", "demo", "doctor", "completion", "report", "generate")
 
 
 def test_every_setting_is_on_the_settings_page():

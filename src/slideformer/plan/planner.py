@@ -12,6 +12,7 @@ from slideformer.plan.footprint import ModelSizes, Work, device_bytes, disk_byte
 from slideformer.plan.offloading import disk_is_full, fewest_on_disk, offer
 from slideformer.plan.sizes import OptimizerState, Sizes
 from slideformer.plan.table import render
+from slideformer.plan.timing import StepTiming
 from slideformer.units import format_bytes, gib_that_hold
 
 TARGET_TOKENS = 8192  # of a micro-batch: enough to fill a large GPU; more only costs memory
@@ -51,6 +52,7 @@ class Plan:
         disk: bytes in `budget.offload_dir` by name.
         host_budget_bytes, device_budget_bytes: None is no limit.
         disk_budget_bytes: None: there is no disk tier.
+        timing: of a step; None where the machine's rates are not known.
     """
 
     sizes: Sizes
@@ -61,6 +63,7 @@ class Plan:
     host_budget_bytes: int
     device_budget_bytes: int | None
     disk_budget_bytes: int | None
+    timing: StepTiming | None = None
 
     @property
     def disk_peak_bytes(self) -> int:
@@ -99,6 +102,7 @@ class Plan:
                 **self.device, "peak": self.device_peak_bytes, "budget": self.device_budget_bytes,
             },
             "disk_bytes": {**self.disk, "total": self.disk_peak_bytes, "budget": self.disk_budget_bytes},
+            "timing": None if self.timing is None else self.timing.as_json(),
         }  # fmt: skip
 
 

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from slideformer.plan.timing_table import render_timing
 from slideformer.units import format_bytes
 
 if TYPE_CHECKING:
     from slideformer.plan.planner import Plan
+
+NO_RATES = "seconds: this machine's rates are not known; `slideformer probe` measures them once, in less than a minute"
 
 
 def render(plan: "Plan") -> str:
@@ -23,7 +26,7 @@ def render(plan: "Plan") -> str:
         f"{kept} of {len(plan.model.blocks)} boundary activations stay on the device; "
         f"{_recomputation(plan)}{_offloading(plan)}"
     ]
-    return "\n".join([*lines, _tables(plan)])
+    return "\n".join([*lines, _tables(plan), *([render_timing(plan.timing)] if plan.timing else [])])
 
 
 def _tables(plan: "Plan") -> str:

@@ -1,0 +1,234 @@
+"""A step's schedule, played through in time: which piece of work runs when, if each takes so many seconds.
+
+The rules are those of `engine/step.py`, `memory/window.py`, `memory/gradients.py` and `engine/updates.py`, with fences
+as points in time. Steps follow each other until the distance between two of them is that of every later one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+STEPS = 4  # the first begins with nothing pending, and the last leaves its updates to the next; shown is the third
+BEFORE_BLOCKS = -1  # what the next forward needs before block 0
+STAGING = 2  # gradients that may leave the GPU while computation goes on
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """Seconds of each piece of a step, alone on its lane. Lists have an entry for each block.
+
+    Attributes:
+        forward, backward: of all micro-batches; backward with its recomputation.
+        head: loss and its gradient.
+        fetch, fetch_head, fetch_inputs: weights, and what a step begins with, to the GPU.
+        send, send_head: gradients from the GPU.
+        save, load: boundary activations to host memory and back, 0 where they stay.
+        update, update_head, update_table, update_rows: AdamW; a table's rows without a gradient from the embedding
+            are updated early. A tied head is the table, and has no update of its own.
+        depth: blocks in the window.
+        slots: gradients that may wait for their update.
+        clipping: no update before the last gradient has landed.
+    """
+
+    forward: list[float]
+    backward: list[float]
+    head: float
+    fetch: list[float]
+    fetch_head: float
+    fetch_inputs: float
+    send: list[float]
+    send_head: float
+    save: list[float]
+    load: list[float]
+    update: list[float]
+    update_head: float
+    update_table: float
+    update_rows: float
+    depth: int
+    slots: int
+    clipping: bool
+    tied: bool
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of work on a lane ("compute", "h2d", "d2h", "adamw"), in seconds from the step's beginning."""
+
+    lane: str
+    what: str
+    start: float
+    stop: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A step among equals.
+
+    Attributes:
+        seconds: from the end of one step's computation to that of the next.
+        spans: what runs within that time; updates at its beginning are those of the step before.
+    """
+
+    seconds: float
+    spans: list[Span]
+
+    def busy_seconds(self, lane: str) -> float:
+        return sum(span.stop - span.start for span in self.spans if span.lane == lane)
+
+    @property
+    def lanes(self) -> dict[str, float]:
+        """Busy seconds by lane."""
+        return {lane: self.busy_seconds(lane) for lane in ("compute", "h2d", "d2h", "adamw")}
+
+
+def play(work: StepWork) -> Schedule:
+    """The schedule of a step in the middle of a run."""
+    player = Player(work)
+    ends = [player.step() for _ in range(STEPS)]
+    begin, end = ends[-3:-1]
+    spans = [
+        Span(s.lane, s.what, max(s.start, begin) - begin, min(s.stop, end) - begin)
+        for s in player.spans
+        if s.stop > begin and s.start < end and s.stop > s.start
+    ]
+    return Schedule(end - begin, spans)
+
+
+@dataclass
+class Player:
+    """Plays step after step.
+
+    Attributes:
+        free: when each lane has nothing more to do.
+        fresh: unit -> when its last update is over.
+        pending: updates that have not run.
+    """
+
+    work: StepWork
+    spans: list[Span] = field(default_factory=list)
+    free: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("compute", "h2d", "d2h", "adamw"), 0.0))
+    fresh: dict[str, float] = field(default_factory=dict)
+    pending: list["Pending"] = field(default_factory=list)
+    occupied: int = 0  # gradient slots of blocks whose update has not run
+
+    def step(self) -> float:
+        """One step; returns when its computation ends."""
+        arrived = self._forward()
+        landed = self._head(arrived)
+        return self._backward(landed)
+
+    def _run(self, lane: str, what: str, seconds: float, *after: float) -> float:
+        """Put work on a lane behind what is there and behind points in time; returns its end."""
+        start = max(self.free[lane], *after) if after else self.free[lane]
+        self.free[lane] = start + seconds
+        self.spans.append(Span(lane, what, start, self.free[lane]))
+        return self.free[lane]
+
+    def _forward(self) -> float:
+        """Through the blocks; returns when the head's weight is there."""
+        w, n = self.work, len(self.work.forward)
+        begun = self.free["compute"]  # the host has run ahead, but not into a window that is still in use
+        inputs = self._run("h2d", "inputs", w.fetch_inputs, self._wait_fresh("embedding"))
+        released: list[float] = []
+        for i in range(n):
+            free = released[i - w.depth] if i >= w.depth else begun
+            there = self._run("h2d", f"fetch {i}", w.fetch[i], self._wait_fresh(f"block {i}"), free)
+            released.append(self._run("compute", f"forward {i}", w.forward[i], inputs, there))
+            if w.save[i]:
+                self._run("d2h", f"save {i}", w.save[i], released[-1])
+        return self._run("h2d", "fetch head", w.fetch_head, self._wait_fresh("embedding" if w.tied else "head"))
+
+    def _head(self, arrived: float) -> float:
+        w = self.work
+        done = self._run("compute", "head", w.head, arrived)
+        landed = self._run("d2h", "send head", w.send_head, done)
+        if not w.tied:
+            self._submit("head", w.update_head, len(w.forward), landed)
+        self._submit("embedding", w.update_table, BEFORE_BLOCKS, landed if w.tied else done)
+        return done
+
+    def _backward(self, done: float) -> float:
+        w, n = self.work, len(self.work.backward)
+        left: list[float] = []  # when each gradient is off the GPU
+        released: list[float] = []
+        for i in reversed(range(n)):
+            k = n - 1 - i
+            loaded = self._run("h2d", f"load {i}", w.load[i]) if w.load[i] else 0.0
+            there = done if k < w.depth else self._run("h2d", f"fetch {i}", w.fetch[i], released[k - w.depth])
+            staged = left[k - STAGING] if k >= STAGING else 0.0
+            released.append(self._run("compute", f"backward {i}", w.backward[i], loaded, there, staged))
+            room = self._wait_for_slot()
+            left.append(self._run("d2h", f"send {i}", w.send[i], released[-1], room))
+            self._submit(f"block {i}", w.update[i], i, left[-1])
+        landed = self._run("d2h", "send rows", 0.0, released[-1])
+        self._submit("embedding", w.update_rows, BEFORE_BLOCKS, landed)
+        self._release_clipped(landed)
+        return self.free["compute"]
+
+    # ---- the optimizer's thread
+
+    def _submit(self, unit: str, seconds: float, next_use: int, landed: float) -> None:
+        runnable = float("inf") if self.work.clipping else landed
+        self.pending.append(Pending(unit, seconds, next_use, runnable))
+        self.occupied += unit.startswith("block")
+
+    def _release_clipped(self, landed: float) -> None:
+        """The last gradient has landed, so the norm is known."""
+        for update in self.pending:
+            update.runnable = min(update.runnable, max(landed, self.free["d2h"]))
+
+    def _wait_for_slot(self) -> float:
+        """When a gradient slot is free. With clipping there is one for each block."""
+        moment = 0.0
+        while not self.work.clipping and self.occupied >= self.work.slots:
+            moment = self._update_next()
+        return moment
+
+    def _wait_fresh(self, unit: str) -> float:
+        while any(update.unit == unit for update in self.pending):
+            self._update_next()
+        return self.fresh.get(unit, 0.0)
+
+    def _update_next(self) -> float:
+        """Of the updates that can run, the one whose unit is used first; else the one that can run first."""
+        now = self.free["adamw"]
+        ready = [update for update in self.pending if update.runnable <= now]
+        first = min(ready, key=lambda u: u.next_use) if ready else min(self.pending, key=lambda u: u.runnable)
+        self.pending.remove(first)
+        done = self._run("adamw", f"update {first.unit}", first.seconds, first.runnable)
+        self.fresh[first.unit] = done
+        self.occupied -= first.unit.startswith("block")
+        return done
+
+
+@dataclass(eq=False)
+class Pending:
+    """An update that has not run."""
+
+    unit: str
+    seconds: float
+    next_use: int
+    runnable: float
+
+
+def play_in_turn(work: StepWork) -> Schedule:
+    """The schedule where the host computes as well: its cores do one thing after the other, whoever asks for it."""
+    played, moment = play(work), 0.0
+    spans = []
+    for span in sorted(played.spans, key=lambda s: (s.start, s.stop)):
+        spans.append(Span(span.lane, span.what, moment, moment + span.stop - span.start))
+        moment = spans[-1].stop
+    return Schedule(moment, spans)
+
+
+def scaled(work: StepWork, factors: Mapping[str, float]) -> StepWork:
+    """The same work on a machine whose lanes take so much longer (2.0) or shorter (0.5); lanes left out stay."""
+    lane_of = {
+        "compute": ("forward", "backward", "head"), "h2d": ("fetch", "fetch_head", "fetch_inputs", "load"),
+        "d2h": ("send", "send_head", "save"), "adamw": ("update", "update_head", "update_table", "update_rows"),
+    }  # fmt: skip
+    values = dict(vars(work))
+    for lane, factor in factors.items():
+        for name in lane_of[lane]:
+            value = values[name]
+            values[name] = [v * factor for v in value] if isinstance(value, list) else value * factor
+    return StepWork(**values)

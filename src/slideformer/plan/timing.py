@@ -1,0 +1,218 @@
+"""Seconds of a step, from what it computes and moves and how fast the machine is."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from slideformer.layout import FlatLayout
+from slideformer.plan.footprint import ModelSizes
+from slideformer.plan.operations import ModelOperations, Operations, StepTokens
+from slideformer.plan.rates import ComputeRates, MachineRates
+from slideformer.plan.schedule import Schedule, StepWork, play, play_in_turn, scaled
+from slideformer.plan.sizes import Sizes
+
+NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+ACCUMULATION_BYTES = 10  # a weight and micro-batch: the gradient is read, its fp32 sum read and written
+HEAD_SUM_BYTES = 12  # a head weight and chunk: its gradient written and read, the fp32 sum read and written
+LOSS_PASSES = 3  # over the logits: two that read, one that writes their gradient
+ROUNDS = 4  # until AdamW's rate and the copies' share of the step agree
+
+LANES = ("compute", "h2d", "d2h", "adamw")
+
+
+@dataclass(frozen=True)
+class StepTiming:
+    """A step of a run, predicted.
+
+    Attributes:
+        seconds: of a step.
+        lanes: busy seconds of "compute", "h2d", "d2h" and "adamw"; they overlap.
+        bound: the lane that shortens the step the most if it is twice as fast.
+        tokens: of a step, without padding.
+        steps: of the run.
+        break_even_tokens: of a step, padding included, from which on computation takes longer than AdamW.
+        faster: seconds of a step if one lane were twice as fast, by lane.
+        tokens_per_second_if_doubled: with twice the sequences a step.
+        machine: whose rates these are.
+        schedule: what runs when.
+    """
+
+    seconds: float
+    lanes: dict[str, float]
+    bound: str
+    tokens: float
+    steps: int
+    break_even_tokens: float
+    faster: dict[str, float]
+    tokens_per_second_if_doubled: float
+    machine: str
+    schedule: Schedule
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def run_seconds(self) -> float:
+        return self.seconds * self.steps
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the single pieces of work, as plain values."""
+        fields = asdict(replace(self, schedule=Schedule(0.0, [])))
+        del fields["schedule"]
+        return {**fields, "tokens_per_second": self.tokens_per_second, "run_seconds": self.run_seconds}
+
+
+def predict(
+    model: ModelSizes,
+    operations: ModelOperations,
+    sizes: Sizes,
+    tokens: StepTokens,
+    rates: MachineRates,
+    dtype: torch.dtype,
+    clipping: bool,
+    steps: int,
+) -> StepTiming:
+    """The timing of an average step.
+
+    Where the CPU computes, all lanes share its cores: a step is then the sum of them. With a GPU they overlap as the
+    schedule says, and AdamW's rate lies between that alone and that under copies, by how busy the copies are.
+    """
+    work = step_work(model, operations, sizes, tokens, rates, dtype, clipping)
+    play_on = play if rates.has_gpu else play_in_turn
+    schedule = play_on(work)
+    for _ in range(ROUNDS if rates.has_gpu else 0):
+        schedule = play(scaled(work, {"adamw": slowdown(rates, schedule)}))
+    work = scaled(work, {"adamw": slowdown(rates, schedule)})
+    faster = {lane: play_on(scaled(work, {lane: 0.5})).seconds for lane in LANES}
+    doubled = play_on(twice_the_tokens(work)).seconds
+    return StepTiming(
+        seconds=schedule.seconds,
+        lanes=schedule.lanes,
+        bound=min(LANES, key=lambda lane: faster[lane]),
+        tokens=tokens.tokens,
+        steps=steps,
+        break_even_tokens=tokens.computed * schedule.lanes["adamw"] / schedule.lanes["compute"],
+        faster=faster,
+        tokens_per_second_if_doubled=2 * tokens.tokens / doubled,
+        machine=rates.name,
+        schedule=schedule,
+    )
+
+
+def slowdown(rates: MachineRates, schedule: Schedule) -> float:
+    """How much longer AdamW takes than alone: copies share the host's memory with it."""
+    under = rates.host.adamw_parameters_under_copies
+    if under is None:
+        return 1.0
+    lanes = schedule.lanes
+    share = min(1.0, (lanes["h2d"] + lanes["d2h"]) / (2 * schedule.seconds))
+    alone = rates.host.adamw_parameters
+    return alone / (alone + (under - alone) * share)
+
+
+def twice_the_tokens(work: StepWork) -> StepWork:
+    """The work of a step with twice the micro-batches: weights, gradients and updates stay what they are."""
+
+    def twice(values: list[float]) -> list[float]:
+        return [2 * value for value in values]
+
+    return replace(
+        work, forward=twice(work.forward), backward=twice(work.backward), head=2 * work.head, save=twice(work.save),
+        load=twice(work.load), fetch_inputs=2 * work.fetch_inputs, update_rows=2 * work.update_rows,
+    )  # fmt: skip
+
+
+def step_work(
+    model: ModelSizes,
+    operations: ModelOperations,
+    sizes: Sizes,
+    tokens: StepTokens,
+    rates: MachineRates,
+    dtype: torch.dtype,
+    clipping: bool,
+) -> StepWork:
+    """Seconds of each piece of a step, AdamW as fast as it is alone."""
+    n, name, layouts = len(model.blocks), NAMES[dtype], model.block_layouts
+    h2d, d2h = _link(rates)
+    adamw = rates.host.adamw_parameters
+    head, table = model.layouts[model.head], model.layouts[model.embedding]
+    boundary = tokens.computed * model.hidden * dtype.itemsize
+    on_host = sizes.boundaries_on_host(n)
+    rows = min(tokens.computed, model.vocabulary) * model.embedding_width
+    tied = model.head == model.embedding
+    row_update = min(rows, table.trained_numel)
+
+    def seconds_of(operations: Operations) -> float:
+        return block_seconds(operations, tokens, sizes.micro_batches, rates.compute, name, rates.has_gpu)
+
+    forward = [seconds_of(block.forward) for block in operations.blocks]
+    backward = [
+        seconds_of(block.backward) + (forward[i] if i < n - sizes.kept else 0.0)
+        + _accumulation_seconds(layouts[i], sizes, rates.compute)
+        for i, block in enumerate(operations.blocks)
+    ]  # fmt: skip
+    return StepWork(
+        forward=forward,
+        backward=backward,
+        head=head_seconds(operations.head_parameters, model.vocabulary, tokens, sizes, rates.compute, dtype),
+        fetch=[layout.numel * dtype.itemsize / h2d for layout in layouts],
+        fetch_head=head.numel * dtype.itemsize / h2d,
+        fetch_inputs=rows * dtype.itemsize / h2d,
+        send=[layout.trained_numel * dtype.itemsize / d2h for layout in layouts],
+        send_head=head.trained_numel * dtype.itemsize / d2h,
+        save=[boundary / d2h if i < on_host else 0.0 for i in range(n)],
+        load=[boundary / h2d if i < on_host else 0.0 for i in range(n)],
+        update=[layout.trained_numel / adamw for layout in layouts],
+        update_head=0.0 if tied else head.trained_numel / adamw,
+        update_table=(table.trained_numel - row_update) / adamw,
+        update_rows=row_update / adamw,
+        depth=min(sizes.window_depth, n),
+        slots=sizes.gradient_slots,
+        clipping=clipping,
+        tied=tied,
+    )
+
+
+def block_seconds(
+    operations: Operations,
+    tokens: StepTokens,
+    micro_batches: int,
+    rates: ComputeRates,
+    dtype_name: str,
+    host_runs_ahead: bool,
+) -> float:
+    """One pass of all micro-batches through one block.
+
+    A GPU computes while the host calls the next operators, so the longer of the two counts; a CPU does both.
+    """
+    calls = micro_batches * operations.calls * rates.call_seconds
+    work = (
+        tokens.computed * operations.matmul_flops / rates.matmul_flops[dtype_name]
+        + tokens.computed * tokens.context * operations.attention_flops / rates.attention_flops[dtype_name]
+        + (tokens.computed * operations.memory_bytes + micro_batches * operations.fixed_bytes) / rates.memory_bytes
+    )
+    return max(work, calls) if host_runs_ahead else work + calls
+
+
+def head_seconds(
+    parameters: int, vocabulary: int, tokens: StepTokens, sizes: Sizes, rates: ComputeRates, dtype: torch.dtype
+) -> float:
+    """Logits, loss, and both gradients of all trained tokens, chunk by chunk."""
+    chunks = max(sizes.micro_batches, -(-tokens.trained // sizes.head_chunk))
+    traffic = LOSS_PASSES * tokens.trained * vocabulary * dtype.itemsize + chunks * parameters * HEAD_SUM_BYTES
+    return 3 * 2 * parameters * tokens.trained / rates.matmul_flops[NAMES[dtype]] + traffic / rates.memory_bytes
+
+
+def _accumulation_seconds(layout: FlatLayout, sizes: Sizes, rates: ComputeRates) -> float:
+    """Gradients of several micro-batches are summed in fp32."""
+    times = sizes.micro_batches if sizes.micro_batches > 1 else 0
+    return times * layout.trained_numel * ACCUMULATION_BYTES / rates.memory_bytes
+
+
+def _link(rates: MachineRates) -> tuple[float, float]:
+    """(to the GPU, from it), bytes per second, both busy; on a CPU a copy, which reads and writes each byte."""
+    if rates.link is None:
+        return rates.host.copy_bytes / 2, rates.host.copy_bytes / 2
+    return rates.link.h2d_together_bytes, rates.link.d2h_together_bytes

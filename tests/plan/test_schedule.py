@@ -1,0 +1,99 @@
+"""Played through by hand: what overlaps, what waits, and for what."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from slideformer.plan.schedule import Schedule, Span, StepWork, play, play_in_turn, scaled
+
+BLOCKS = 4
+
+
+def work(**changes: object) -> StepWork:
+    """Computation of 1 s a block in forward and 2 in backward; all else takes no time unless said."""
+    nothing = [0.0] * BLOCKS
+    idle = StepWork(
+        forward=[1.0] * BLOCKS, backward=[2.0] * BLOCKS, head=1.0, fetch=nothing, fetch_head=0.0, fetch_inputs=0.0,
+        send=nothing, send_head=0.0, save=nothing, load=nothing, update=nothing, update_head=0.0, update_table=0.0,
+        update_rows=0.0, depth=3, slots=BLOCKS, clipping=False, tied=True,
+    )  # fmt: skip
+    return replace(idle, **changes)  # type: ignore[arg-type]
+
+
+def spans(schedule: Schedule, lane: str) -> list[Span]:
+    return [span for span in schedule.spans if span.lane == lane]
+
+
+def test_computation_alone_is_the_step():
+    schedule = play(work())
+    assert schedule.seconds == 13.0 and schedule.lanes == {"compute": 13.0, "h2d": 0.0, "d2h": 0.0, "adamw": 0.0}
+
+
+def test_fast_copies_hide_behind_computation_but_for_the_first():
+    schedule = play(work(fetch=[0.5] * BLOCKS))
+    assert schedule.seconds == 13.5  # block 0's weights are updated last and needed first
+    assert schedule.busy_seconds("h2d") == 0.5 * (BLOCKS + 1)  # the last three are still there in backward
+
+
+def test_slow_copies_set_the_pace():
+    schedule = play(work(fetch=[3.0] * BLOCKS))
+    assert schedule.seconds > 12 + 1 and schedule.busy_seconds("h2d") == 15.0
+
+
+def test_updates_hide_behind_backward():
+    assert play(work(update=[1.0] * BLOCKS)).seconds == 14.0  # only block 0's stands free
+    assert play(work(update=[2.0] * BLOCKS)).seconds == 15.0
+
+
+def test_clipped_updates_run_ahead_of_the_next_forward_in_its_order():
+    schedule = play(work(update=[1.0] * BLOCKS, clipping=True))
+    assert [span.what for span in spans(schedule, "adamw")] == [f"update block {i}" for i in range(BLOCKS)]
+    assert schedule.seconds == 14.0
+    slow = play(work(update=[3.0] * BLOCKS, clipping=True))
+    assert slow.seconds == 3 * BLOCKS + 1 + 9  # nothing to do for the CPU in backward
+    assert play(work(update=[3.0] * BLOCKS)).seconds < slow.seconds
+
+
+def test_few_gradient_slots_hold_backward_up():
+    many, few = (play(work(update=[8.0] * BLOCKS, send=[0.1] * BLOCKS, slots=slots)) for slots in (4, 1))
+    assert many.seconds <= few.seconds
+    backward = [span for span in spans(few, "compute") if span.what.startswith("backward")]
+    gaps = [after.start - before.stop for before, after in pairwise(backward)]
+    assert max(gaps) > 0.5
+
+
+def test_a_step_begins_when_the_embedding_is_updated():
+    schedule = play(work(update_table=1.0, update_rows=5.0))
+    assert schedule.seconds == 13.0 + 5.0
+    assert play(work(update_table=1.0)).seconds == 13.0
+
+
+def test_an_untied_head_is_needed_only_behind_the_blocks():
+    assert play(work(update_head=4.0, tied=False)).seconds == 13.0
+    assert play(work(update_head=30.0, tied=False)).seconds > 20.0
+
+
+def test_boundaries_go_out_in_forward_and_come_back_in_backward():
+    schedule = play(work(save=[0.25, 0.0, 0.0, 0.0], load=[0.5, 0.0, 0.0, 0.0]))
+    assert schedule.busy_seconds("d2h") == 0.25 and schedule.busy_seconds("h2d") == 0.5
+    assert schedule.seconds == 13.0
+
+
+def test_a_host_that_computes_does_one_thing_after_the_other():
+    schedule = play_in_turn(work(update=[1.0] * BLOCKS, fetch=[0.5] * BLOCKS))
+    assert schedule.seconds == pytest.approx(13 + 4 + 2.5) == sum(schedule.lanes.values())
+
+
+def test_a_lane_can_be_made_faster():
+    before = work(update=[1.0] * BLOCKS, fetch=[0.5] * BLOCKS)
+    after = scaled(before, {"compute": 0.5})
+    assert after.forward == [0.5] * BLOCKS and after.head == 0.5 and after.fetch == before.fetch
+
+
+@pytest.mark.parametrize("clipping", [False, True])
+def test_nothing_overlaps_on_a_lane(clipping: bool):
+    schedule = play(work(fetch=[0.7] * BLOCKS, send=[0.3] * BLOCKS, update=[1.5] * BLOCKS, clipping=clipping, depth=2))
+    for lane in schedule.lanes:
+        ordered = sorted(spans(schedule, lane), key=lambda span: span.start)
+        assert all(a.stop <= b.start + 1e-9 for a, b in pairwise(ordered))

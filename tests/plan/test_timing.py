@@ -1,0 +1,96 @@
+"""Seconds follow sizes and rates; the bound is the lane that matters; the table says so."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from made_up_machines import machine
+from made_up_plans import BLOCKS, VOCABULARY, WIDTH, plan
+from made_up_timings import BACKWARD, FORWARD, MODEL, timing
+
+from slideformer.plan.operations import BlockOperations, ModelOperations, full_step
+from slideformer.plan.schedule import play
+from slideformer.plan.timing import slowdown, step_work
+from slideformer.plan.timing_table import render_timing
+
+
+def test_computation_is_what_is_counted_over_the_rates():
+    chosen, tokens = plan(recompute_all=True), 32 * 1024
+    step = step_work(chosen.model, MODEL, chosen.sizes, full_step(32, 1024), machine(), torch.bfloat16, True)
+    one = tokens * (24 * WIDTH**2 / 100e12 + 1024 * 4 * WIDTH / 50e12 + 40 * WIDTH / 1e12)
+    assert step.forward == pytest.approx([one] * BLOCKS)
+    assert all(3 * one < seconds < 3.4 * one for seconds in step.backward)  # recomputed, and summed in fp32
+    kept = step_work(
+        chosen.model, MODEL, replace(chosen.sizes, kept=2), full_step(32, 1024), machine(), torch.bfloat16, True
+    )
+    assert kept.backward[-2:] == pytest.approx([step.backward[-1] - one] * 2) and kept.backward[0] == step.backward[0]
+
+
+def test_copies_and_updates_are_bytes_and_parameters_over_the_rates():
+    chosen = plan()
+    step = step_work(chosen.model, MODEL, chosen.sizes, full_step(32, 1024), machine(), torch.bfloat16, True)
+    block = 12 * WIDTH**2
+    assert step.fetch[0] == step.send[0] == pytest.approx(block * 2 / 20e9)
+    assert step.update[0] == pytest.approx(block / 2e9)
+    assert step.update_table + step.update_rows == pytest.approx(VOCABULARY * WIDTH / 2e9)
+
+
+def test_a_gpu_waits_for_a_host_that_calls_many_operators():
+    chosen, rates = plan(), machine()
+    slow = replace(rates, compute=replace(rates.compute, call_seconds=1.0))
+    calls = ModelOperations([BlockOperations(replace(FORWARD, calls=3), BACKWARD)] * BLOCKS, VOCABULARY * WIDTH)
+    step = step_work(chosen.model, calls, chosen.sizes, full_step(32, 1024), slow, torch.bfloat16, True)
+    assert step.forward == [3.0 * chosen.sizes.micro_batches] * BLOCKS
+
+
+def test_few_tokens_are_bound_by_adamw_and_many_by_the_gpu():
+    few, many = timing(1), timing(128)
+    assert few.bound == "adamw" and many.bound == "compute"
+    assert few.tokens < few.break_even_tokens and many.tokens > many.break_even_tokens
+    assert many.faster["compute"] < 0.7 * many.seconds and few.faster["adamw"] < 0.8 * few.seconds
+
+
+def test_the_step_is_no_shorter_than_its_longest_lane_and_no_longer_than_all_of_them():
+    for sequences in (1, 8, 64):
+        predicted = timing(sequences)
+        assert max(predicted.lanes.values()) <= predicted.seconds * 1.0001
+        assert predicted.seconds < sum(predicted.lanes.values())
+
+
+def test_clipping_costs_time():
+    assert timing(4, clipping=True).seconds > 1.1 * timing(4, clipping=False).seconds
+
+
+def test_twice_the_tokens_are_more_a_second_where_the_cpu_is_the_bound():
+    few = timing(1)
+    assert few.tokens_per_second_if_doubled > 1.5 * few.tokens_per_second
+
+
+def test_copies_slow_adamw_down():
+    schedule = play(step_work(
+        plan().model, MODEL, plan().sizes, full_step(1, 1024), machine(), torch.bfloat16, False
+    ))  # fmt: skip
+    assert 1.0 < slowdown(machine(), schedule) < 2.0  # between alone and under copies
+    assert slowdown(machine(gpu=False), schedule) == 1.0
+
+
+def test_a_cpu_does_one_thing_after_the_other():
+    predicted = timing(8, gpu=False)
+    assert predicted.seconds == pytest.approx(sum(predicted.lanes.values()))
+
+
+def test_the_table_names_bound_rate_and_duration():
+    long = timing(128, steps=10**6)
+    text = render_timing(long)
+    assert "computation (the bound)" in text and f"{long.tokens_per_second:,.0f} tokens/s" in text
+    assert f"1,000,000 steps take {long.run_seconds / 86400:.1f} days" in text
+    assert "predicted for Made-up GPU" in text
+
+
+def test_the_plan_carries_its_timing():
+    chosen = replace(plan(), timing=timing())
+    assert render_timing(timing()) in str(chosen) and "busy" not in str(plan())
+    values = chosen.as_json()["timing"]
+    assert values["lanes"].keys() == {"compute", "h2d", "d2h", "adamw"} and values["bound"] in values["faster"]
+    assert values["run_seconds"] == pytest.approx(100 * values["seconds"]) and "schedule" not in values
+    assert plan().as_json()["timing"] is None
