@@ -178,7 +178,7 @@ class SFTTrainer:
         settings, others = {}, []
         for callback in self.callbacks:
             made = callback() if callback is EarlyStoppingCallback else callback
-            if type(made) is EarlyStoppingCallback:
+            if isinstance(made, EarlyStoppingCallback) and type(made) is EarlyStoppingCallback:  # a subclass may differ
                 settings = sft_settings.early_stopping(self.args, made)
             else:
                 others.append(callback)
