@@ -1,6 +1,7 @@
 """Every example is a valid config, its plan is that of its budgets, and such plans are near measured ones."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,12 @@ def test_a_plan_replaces_the_one_before_it_and_no_setting():
     once = with_plan(without, plan)
     assert with_plan(once, plan) == once and once.count(START) == 1
     assert yaml.safe_load(once) == yaml.safe_load(without)
+
+
+def test_the_chat_example_is_that_of_getting_started():
+    page = (EXAMPLES.parent / "docs/getting-started.md").read_text(encoding="utf-8")
+    (records,), (config,) = (
+        re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE) for language in ("json", "yaml")
+    )
+    assert (EXAMPLES / "chat.jsonl").read_text(encoding="utf-8") == records
+    assert yaml.safe_load((EXAMPLES / "chat.yaml").read_text(encoding="utf-8")) == yaml.safe_load(config)

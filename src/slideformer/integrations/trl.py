@@ -177,8 +177,8 @@ class SFTTrainer:
         """Settings in the place of transformers' EarlyStoppingCallback, and the other callbacks."""
         settings, others = {}, []
         for callback in self.callbacks:
-            made: Any = callback() if callback is EarlyStoppingCallback else callback
-            if type(made) is EarlyStoppingCallback:
+            made = callback() if callback is EarlyStoppingCallback else callback
+            if isinstance(made, EarlyStoppingCallback) and type(made) is EarlyStoppingCallback:  # a subclass may differ
                 settings = sft_settings.early_stopping(self.args, made)
             else:
                 others.append(callback)
