@@ -64,10 +64,12 @@ class Engine:
         self.allocator = HostAllocator(pin=on_accelerator)
         threads = threads or optimizer_threads(on_accelerator)
         pin_lo = on_accelerator and dtype == torch.float32  # in bf16 the GPU never sees the remainders
-        self.states = {
-            unit: LayerState(unit, layout, self.allocator, pin_lo, threads) for unit, layout in layouts(decoder).items()
-        }
-        self._machinery = Machinery(decoder, self.lanes, self.allocator, self.states, sizes, dtype)
+        with self.allocator.closed_if_it_fails():
+            self.states = {
+                unit: LayerState(unit, layout, self.allocator, pin_lo, threads)
+                for unit, layout in layouts(decoder).items()
+            }
+            self._machinery = Machinery(decoder, self.lanes, self.allocator, self.states, sizes, dtype)
         self.origin: Origin | None = None
         self._failure: BaseException | None = None
         self._pending: StepResult | None = None
@@ -218,10 +220,11 @@ class Engine:
 
     def load(self, groups: Iterable[tuple[str, Mapping[str, Tensor]]]) -> None:
         """Set masters from (unit, parameter name -> values) pairs, as `parameter_groups` names them."""
-        for unit, tensors in groups:
-            prefix = self._prefix(unit)
-            for name, value in tensors.items():
-                self.states[unit].load(name.removeprefix(prefix), value)
+        with self._final_if_it_fails():
+            for unit, tensors in groups:
+                prefix = self._prefix(unit)
+                for name, value in tensors.items():
+                    self.states[unit].load(name.removeprefix(prefix), value)
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """Unit -> full names of its parameters, in the order in which they are used."""
@@ -244,9 +247,11 @@ class Engine:
     def close(self) -> None:
         """Stop the worker and free pinned memory."""
         self._machinery.updates.worker.close()
-        if self.lanes.device.type != "cpu":
-            torch.accelerator.synchronize(self.lanes.device)
-        self.allocator.close()
+        try:
+            if self.lanes.device.type != "cpu":
+                torch.accelerator.synchronize(self.lanes.device)
+        finally:  # a device that failed tells so again
+            self.allocator.close()
 
     def __enter__(self) -> "Engine":
         return self

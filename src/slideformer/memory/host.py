@@ -8,7 +8,8 @@ allocator.
 import mmap
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -63,11 +64,19 @@ class HostAllocator:
             stacklevel=3,
         )
 
+    @contextmanager
+    def closed_if_it_fails(self) -> Iterator[None]:
+        """What is built within owns this memory; where that fails, nobody else is there to free it."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
     def close(self) -> None:
         """Unregister everything. The memory itself goes when its last tensor does."""
-        for tensor in self._registered:
-            _cudart().cudaHostUnregister(tensor.data_ptr())
-        self._registered.clear()
+        while self._registered:
+            _cudart().cudaHostUnregister(self._registered.pop().data_ptr())
 
 
 def _cudart() -> Any:
