@@ -158,8 +158,13 @@ def show_data(config: Config, samples: int) -> None:
 def read_data(config: Config, tokenizer: Any, vocabulary: int) -> tuple[LoadedData, Examples | None]:
     """The examples to train on, and those to evaluate on."""
     encoding = Encoding(
-        config.max_length, config.too_long, vocabulary, config.data.train_on, config.data.cache_dir
-    )  # fmt: skip
+        config.max_length,
+        config.too_long,
+        vocabulary,
+        config.data.train_on,
+        config.data.cache_dir,
+        config.data.on_error,
+    )
     data, held_out = load_data(config.data.all_sources(), tokenizer, encoding), None
     if config.eval_size:
         data, held_out = hold_out(data, config.eval_size, config.seed)
@@ -224,6 +229,18 @@ def hyper_at(config: Config, steps: int, step: int) -> AdamWStep:
     return AdamWStep(
         rate, config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.weight_decay, step
     )  # fmt: skip
+
+
+def plan_within(job: Job, device_bytes: int) -> Plan:
+    """The plan of the same run with another budget of the memory that layers compute in.
+
+    Raises:
+        DoesNotFit: there is none.
+    """
+    on_host = job.plan.device_budget_bytes is None
+    budget = job.config.budget.model_copy(update={"host" if on_host else "gpu": f"{device_bytes}B"})
+    config = job.config.model_copy(update={"budget": budget})
+    return _plan(config, job.decoder, job.dtype, job.machine, job.data, job.held_out, job.prompts, None)
 
 
 def _plan(

@@ -25,12 +25,14 @@ from slideformer.measured_lanes import measured
 from slideformer.metrics import EvalStats, RunRecord, host_peak_bytes
 from slideformer.models.architecture import build_on_meta
 from slideformer.models.stream_in import stream_in
+from slideformer.out_of_memory import explained_out_of_memory
 from slideformer.plan.planner import Plan
 from slideformer.progress import progress
 from slideformer.recorder import Recorder
 from slideformer.resume import AUTO, Candidate, find_candidates, restore_newest
 from slideformer.run_directory import EVALS, RunDirectory, read_log
 from slideformer.saving import save_checkpoint, save_result
+from slideformer.skipped_steps import SkippedSteps
 from slideformer.stop_request import StopRequest
 from slideformer.storage.checkpoint import remove_hidden
 from slideformer.storage.lock import locked
@@ -88,10 +90,15 @@ class Trainer:
         if config.parity_check:
             print(check_parity(job.model_config, config.trust_remote_code, config.packing))
         print(job.plan)
+        callbacks = _listening_callbacks([*trackers, *self._callbacks], job, self._wishes)
+        with explained_out_of_memory(job):
+            return self._train_planned(job, candidates, callbacks)
+
+    def _train_planned(self, job: Job, candidates: list[Candidate], callbacks: list[Listener]) -> Path | None:
+        """The engine's life; no frame above this one knows it, so that an error that is kept keeps no memory."""
         lanes = measured(lanes_for(job.decoder.device))
         with Engine(job.decoder, job.plan.sizes, job.dtype, lanes) as engine:
             done = _restore_or_load(engine, job, candidates)
-            callbacks = _listening_callbacks([*trackers, *self._callbacks], job, self._wishes)
             stopped_at = self._run(engine, job, done, callbacks)
         print(_predicted_against_measured(job.plan, engine))
         return stopped_at
@@ -99,7 +106,8 @@ class Trainer:
     def _run(self, engine: Engine, job: Job, done: int | None, more: list[Listener]) -> Path | None:
         """The loop, told to everybody who listens; `done` steps of an earlier run are not done again."""
         records = RunDirectory(self.config.output_dir, done)
-        listener = Listeners(records, progress(self.config.logging_steps), *self._listeners, *more)
+        skipped = SkippedSteps(self.config.max_skipped_steps)
+        listener = Listeners(records, progress(self.config.logging_steps), *self._listeners, *more, skipped)
         past = read_log(self.config.output_dir / EVALS, EvalStats)
         best = BestModel(self.config.output_dir, begin=done is None)
         interludes = Interludes(engine, job, listener, self._wishes, past, best)
@@ -114,12 +122,14 @@ class Trainer:
         """Steps `done` + 1 to the last; or, if a stop is wished for, to the checkpoint that is returned."""
         config, wishes, stream = self.config, self._wishes, job.batches()
         recorder, step = Recorder(engine, listener, stream.steps_per_epoch), done
+        skips = config.on_non_finite == "skip"
         if not done:
             interludes.hold(0)
             recorder.resume()
         for step in range(done + 1, job.steps + 1):
             batch, hyper = stream.at(step - 1), hyper_at(config, job.steps, step)
-            recorder.add(step, hyper, batch, engine.train_step(batch, hyper, config.max_grad_norm))
+            result = engine.train_step(batch, hyper, config.max_grad_norm, skip_non_finite=skips)
+            recorder.add(step, hyper, batch, result)
             if interludes.due(step):
                 recorder.finish()
                 interludes.hold(step)

@@ -31,7 +31,7 @@ from tiny_runs import (
 from slideformer.engine import engine as engine_module
 from slideformer.engine.engine import Engine
 from slideformer.engine.sampling import Decoding
-from slideformer.errors import SlideFormerError
+from slideformer.errors import EngineFailed, SlideFormerError
 from slideformer.memory import host
 from slideformer.memory.host import HostAllocator
 from slideformer.plan.sizes import Sizes
@@ -192,12 +192,16 @@ def run(journey: Journey, engine: Engine, fault: Fault, directory: Path) -> bool
     if fault.name in FILE_CALLS:
         assert journey.end(engine, directory) == seen[-2:] and not differences(states_of(engine), states)
     else:
-        refuses(journey, engine)
+        refuses(journey, engine, fault)
     return False
 
 
-def refuses(journey: Journey, engine: Engine) -> None:
-    """Nothing more is done, and nothing changes."""
+def refuses(journey: Journey, engine: Engine, fault: Fault) -> None:
+    """Nothing more is done, and nothing changes, also once the engine is closed."""
+    with pytest.raises(BaseException) as told:
+        engine.train_step(batch_at(RECORDS, 4, 3), hyper_at(3), journey.max_norm)
+    assert isinstance(told.value, EngineFailed) or came_from(told.value, fault.error)
+    engine.close()
     before = [tensor.clone() for state in engine.states.values() for tensor in state.tensors().values()]
     for ask in (
         lambda: engine.train_step(batch_at(RECORDS, 4, 3), hyper_at(3), journey.max_norm),
@@ -206,7 +210,7 @@ def refuses(journey: Journey, engine: Engine) -> None:
         engine.drain,
         engine.unit_states,
     ):
-        with pytest.raises(SlideFormerError):
+        with pytest.raises(EngineFailed):
             ask()
     after = [tensor for state in engine.states.values() for tensor in state.tensors().values()]
     assert all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(before, after, strict=True))

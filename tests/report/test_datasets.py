@@ -8,7 +8,7 @@ from slideformer.report.run_data import DataFacts, Lengths, SourceReport
 
 def test_one_source_needs_no_sum():
     data = DataFacts(sources=["a"], reports=[SourceReport(records=3, kept=2)])
-    assert source_rows(data) == [("a", [3, 2, 0, 0, 0, 0, 0])]
+    assert source_rows(data) == [("a", [3, 2, 0, 0, 0, 0, 0, 0])]
 
 
 def test_several_sources_are_added_up_also_without_names():

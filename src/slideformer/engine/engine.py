@@ -16,6 +16,7 @@ from slideformer.engine.generate import OnToken, batching_for, generate
 from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, UNUSED, Machinery, StepResult
 from slideformer.engine.sampling import Decoding
 from slideformer.engine.step import train_step
+from slideformer.engine.updates import StepUpdates
 from slideformer.errors import EngineFailed
 from slideformer.kernels.attention import preferred_attention
 from slideformer.layout import FlatLayout
@@ -145,6 +146,7 @@ class Engine:
         *,
         loss: TokenLoss | None = None,
         extra: Mapping[str, Tensor] | None = None,
+        skip_non_finite: bool = False,
     ) -> StepResult:
         """One optimizer step; returns while its last updates still run.
 
@@ -157,22 +159,29 @@ class Engine:
                 own memory is not part of the plan.
             extra: per-token tensors for `loss`, name -> [B, T, ...]; entry [b, t] belongs to the prediction that is
                 made at token t, as `logits[b, t]` does in Hugging Face models.
+            skip_non_finite: a step whose gradient is NaN or infinite changes nothing: weights, moments and the count
+                of steps for bias correction are then as if it had not been; `StepResult.non_finite` names the layers.
+                Needs `max_norm`, since without clipping some layers are updated before the others' gradient is known.
 
         Raises:
             NonFinite: a gradient is NaN or infinite; names the step and the layer.
             WorkerFailed: the update of a layer failed; names it.
             EngineFailed: an earlier step failed.
-            ValueError: the batch, or clipping, needs more than `sizes` gives; `loss` or `extra` is not as it should be.
+            ValueError: the batch, or clipping, needs more than `sizes` gives; `loss` or `extra` is not as it should be;
+                `skip_non_finite` without `max_norm`.
         """
         self._refuse_after_failure()
         self._check_size(batch)
         slots, blocks = self.sizes.gradient_slots, self.decoder.depth
         if max_norm is not None and slots < blocks:
             raise ValueError(f"clipping keeps the gradients of {blocks} blocks at once; the engine has {slots} slots")
+        if skip_non_finite and max_norm is None:
+            raise ValueError("skip_non_finite needs max_norm: without clipping layers are updated before all is known")
         with self._final_if_it_fails(), preferred_attention(self.lanes.device):
             micro_batches = batch.split(self.sizes.micro_batch_size)
             passes = head_passes(loss, extra or {}, micro_batches, self.lanes.device)
-            self._pending = train_step(self._machinery, micro_batches, hyper, max_norm, passes)
+            updates = StepUpdates(hyper, max_norm, skip_non_finite)
+            self._pending = train_step(self._machinery, micro_batches, updates, passes)
         return self._pending
 
     def drain(self) -> None:
