@@ -1,4 +1,4 @@
-"""Faults on demand: one chosen call of one named function raises instead of returning, or after it has done its work."""
+"""Faults on demand: one chosen call of one named function raises, before or after it has done its work."""
 
 import os
 import random

@@ -21,8 +21,8 @@ def explained_out_of_memory(job: Job) -> Iterator[None]:
     """Turn an allocator's error into one that says what to do, and let go of all that it held.
 
     Raises:
-        DoesNotFit: in the place of torch.OutOfMemoryError. The frames of the failed step are cleared and the allocator's
-            cache is emptied, so the process may try again.
+        DoesNotFit: in the place of torch.OutOfMemoryError. The frames of the failed step are cleared and the
+            allocator's cache is emptied, so the process may try again.
     """
     try:
         yield

@@ -147,7 +147,7 @@ PASSED = PassedFence()
 
 
 class ThreadWorker:
-    """A daemon thread, started by the first kick, that calls `work()` until it returns False, then sleeps until kicked."""
+    """A daemon thread, from the first kick on: calls `work()` until it returns False, then sleeps until kicked."""
 
     def __init__(self, name: str, work: Callable[[], bool]):
         self._work = work

@@ -133,7 +133,7 @@ def make_examples(
         tokenizer: None is enough for records that are tokenized already.
         vocab_size: rows of the model's embedding; every token id must be below it.
         train_on: what the loss is taken on, as `encode` says.
-        malformed: told of records that cannot be used, and has counted what was left out of `records`; None: they raise.
+        malformed: told of records that cannot be used, and has counted what `records` left out; None: they raise.
 
     Raises:
         DataError: a record cannot be used, or none is left to train on.

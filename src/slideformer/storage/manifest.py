@@ -140,18 +140,14 @@ def _validated(content: Any, source: str) -> Manifest:
         )
     try:
         return Manifest.model_validate(content)
-    except (ValidationError, RecursionError) as error:
-        reason = (
-            error.errors()[0]
-            if isinstance(error, ValidationError)
-            else {"loc": (), "msg": "nested too deeply", "type": ""}
-        )
+    except RecursionError as error:
+        raise CheckpointError(f"{source} is nested too deeply") from error
+    except ValidationError as error:
+        reason = error.errors()[0]
         place = ".".join(map(str, reason["loc"]))
-        if reason["type"] == "missing":
-            raise CheckpointError(
-                f"{source} lacks {place}, which format version {FORMAT_VERSION} needs", _writer(content)
-            ) from error
-        raise CheckpointError(f"{source}: {place}: {reason['msg']}", _writer(content)) from error
+        lacks = f"{source} lacks {place}, which format version {FORMAT_VERSION} needs"
+        message = lacks if reason["type"] == "missing" else f"{source}: {place}: {reason['msg']}"
+        raise CheckpointError(message, _writer(content)) from error
 
 
 def _writer(content: Any) -> str:
