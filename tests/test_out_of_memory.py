@@ -37,7 +37,7 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
 def config(tmp_path: Path) -> Path:
     model = save_tiny_model(tmp_path / "model", "qwen3")
     data = write_records(tmp_path / "data.jsonl", make_records(24))
-    settings = {"batch_size": 8, "max_length": 24, "max_steps": 4, "eval_size": 4, "eval_steps": 2}
+    settings: dict[str, Any] = {"batch_size": 8, "max_length": 24, "max_steps": 4, "eval_size": 4, "eval_steps": 2}
     return write_config(tmp_path / "run.yaml", model, data, tmp_path / "out", **settings)
 
 
