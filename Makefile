@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # An editable install follows the Python files by itself; these need a new one.
 BUILD_INPUTS := pyproject.toml CMakeLists.txt $(wildcard src/slideformer/csrc/*)
 
-.PHONY: demo test kill-test fuzz-test parity lint format docs wheels clean
+.PHONY: demo test kill-test fuzz-test fault-test soak-test parity lint format docs wheels clean
 
 demo: $(VENV)/.demo  # fine-tunes a real model on real data
 	$(BIN)/slideformer demo
@@ -22,6 +22,12 @@ kill-test: $(VENV)/.dev  # 100 runs killed at seeded moments and resumed
 
 fuzz-test: $(VENV)/.dev  # 5,000 inputs of each kind of file
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/promises/test_fuzz.py -m 'slow or not slow'
+
+fault-test: $(VENV)/.dev  # 500 interleavings of lanes and workers, each with a fault
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/promises/test_faults.py -m 'slow or not slow'
+
+soak-test: $(VENV)/.dev  # an hour (SOAK_MINUTES) of steps, saves and evaluations; memory, files and threads stay flat
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m soak.suite
 
 parity: $(VENV)/.dev  # every model type against plain PyTorch; writes docs/models.md
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m parity.suite

@@ -130,6 +130,15 @@ def test_closing_finishes_the_unit_at_work_and_starts_no_other(jobs: Jobs):
     worker.check()
 
 
+def test_a_worker_that_was_never_kicked_has_no_thread(jobs: Jobs):
+    before = threading.active_count()
+    worker = ThreadWorker("w", jobs)
+    assert threading.active_count() == before
+    worker.close()
+    worker.kick()
+    assert threading.active_count() == before and jobs.done == []
+
+
 def test_closing_twice_is_fine(jobs: Jobs):
     worker = ThreadWorker("w", jobs)
     worker.close()

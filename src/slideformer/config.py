@@ -60,6 +60,12 @@ class Config(Section):
     adam_epsilon: float = Field(default=1e-8, gt=0, description="added to the root of the second moment")
     max_grad_norm: float | None = Field(default=1.0, ge=0, description="clip the gradient to this norm; null or 0: off")
 
+    on_non_finite: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="a step with a NaN or infinite gradient ends the run, or is left out as if it had not been",
+    )
+    max_skipped_steps: int = Field(default=3, ge=1, description="steps left out in a row; one more ends the run")
+
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         default="linear", description="learning rate schedule, as transformers.get_scheduler"
     )
@@ -199,6 +205,11 @@ class Config(Section):
     def _consistent(self) -> "Config":
         if self.max_steps == 0:
             raise _conflict("max_steps = 0 trains nothing; give at least 1, or -1 to train num_train_epochs")
+        if self.on_non_finite == "skip" and self.max_grad_norm is None:
+            raise _conflict(
+                "on_non_finite: skip without clipping, where layers are updated before the whole gradient is known; "
+                "set max_grad_norm (a large one clips nothing), or on_non_finite: stop"
+            )
         if self.warmup_steps and self.warmup_ratio:
             raise _conflict("warmup_steps and warmup_ratio are both given; keep one")
         if self.micro_batch_size and self.micro_batch_size > self.batch_size:

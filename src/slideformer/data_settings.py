@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 
 DEFAULT_SPLIT = "train"
 TrainOn = Literal["assistant", "last", "everything"]
+OnError = Literal["stop", "skip"]
 
 
 def _expanded(path: Path) -> Path:
@@ -71,6 +72,9 @@ class Data(Sources):
     )
     chat_template: UserPath | None = Field(
         default=None, description="a Jinja file that replaces the tokenizer's chat template, in the saved model too"
+    )
+    on_error: OnError = Field(
+        default="stop", description="what happens at a record that cannot be used: end, or leave it out and count it"
     )
     cache_dir: Path | None = Field(
         default=Path("~/.cache/slideformer"), description="where tokenized data is kept; null: tokenize in each run"

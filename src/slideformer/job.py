@@ -135,6 +135,19 @@ def plan_for(config: Config, elsewhere: MachineRates | None = None) -> Plan:
     return prepare(config, elsewhere=elsewhere).plan
 
 
+def plan_within(job: Job, device_bytes: int) -> Plan:
+    """The plan of the same run with another budget of the memory that layers compute in.
+
+    Raises:
+        DoesNotFit: there is none.
+    """
+    on_host = job.plan.device_budget_bytes is None
+    budget = job.config.budget.model_copy(update={"host" if on_host else "gpu": f"{device_bytes}B"})
+    config = job.config.model_copy(update={"budget": budget})
+    disk = disk_budget_bytes(budget.offload_dir, budget.disk_bytes)
+    return plan_run(config, job.decoder, job.dtype, job.machine, disk, job.data, job.held_out, job.prompts, None)
+
+
 def hyper_at(config: Config, steps: int, step: int) -> AdamWStep:
     """The optimizer settings of one step, counted from 1."""
     rate = learning_rate_at(

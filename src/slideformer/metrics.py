@@ -14,7 +14,8 @@ class StepStats:
     padding out; `seconds` is wall time from the end of the step before; peaks are bytes since the run began.
     `epoch` counts passes over the data, with the part of the present one. The last four say how long each of the
     step's workers was busy, in seconds: the compute lane, the copies in both directions, the CPU's AdamW. They overlap.
-    0 where an older run did not measure them.
+    0 where an older run did not measure them. `non_finite` names layers whose gradient was not finite,
+    so that the step was left out (`on_non_finite: skip`); empty in every other step.
     """
 
     step: int
@@ -32,6 +33,7 @@ class StepStats:
     h2d_seconds: float = 0.0
     d2h_seconds: float = 0.0
     optimizer_seconds: float = 0.0
+    non_finite: str = ""
 
 
 @dataclass(frozen=True)

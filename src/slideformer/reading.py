@@ -38,9 +38,8 @@ def show_data(config: Config, samples: int) -> None:
 
 def read_data(config: Config, tokenizer: Any, vocabulary: int) -> tuple[LoadedData, Examples | None]:
     """The examples to train on, and those to evaluate on."""
-    encoding = Encoding(
-        config.max_length, config.too_long, vocabulary, config.data.train_on, config.data.cache_dir
-    )  # fmt: skip
+    on = config.data
+    encoding = Encoding(config.max_length, config.too_long, vocabulary, on.train_on, on.cache_dir, on.on_error)
     data, held_out = load_data(config.data.all_sources(), tokenizer, encoding), None
     if config.eval_size:
         data, held_out = hold_out(data, config.eval_size, config.seed)

@@ -59,7 +59,7 @@ class Recorder:
         stats = StepStats(
             step, loss, norm, hyper.learning_rate, batch.tokens, batch.trained_tokens, seconds,
             batch.tokens / seconds, gpu, host_peak_bytes(), step / self._steps_per_epoch,
-            busy.compute_seconds, busy.h2d_seconds, busy.d2h_seconds, result.optimizer_seconds,
+            busy.compute_seconds, busy.h2d_seconds, busy.d2h_seconds, result.optimizer_seconds, _few(result.non_finite),
         )  # fmt: skip
         self._listener.stepped(stats)
 
@@ -67,3 +67,9 @@ class Recorder:
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         return seconds
+
+
+def _few(units: list[str]) -> str:
+    """The first names, and how many more."""
+    more = [f"{len(units) - 2} more"] if len(units) > 2 else []
+    return ", ".join([*units[:2], *more])

@@ -75,13 +75,17 @@ class QueuedFence:
 
 
 class QueuedLane:
-    """A FIFO of closures; `head_ready` says whether its first entry may run now."""
+    """A FIFO of closures; `head_ready` says whether its first entry may run now.
+
+    An entry that raises breaks the lane, as on an accelerator: nothing behind it runs, and all who wait are told.
+    """
 
     def __init__(self, name: str, scheduler: "Scheduler"):
         self.name = name
         self._scheduler = scheduler
         self._queue: deque[tuple[Fence | None, Callable[[], None]]] = deque()
         self._dropped: list[Cell] = []
+        self._error: BaseException | None = None
 
     def run(self, work: Callable[..., Any], *args: Any) -> Any:
         while self._dropped:
@@ -105,13 +109,21 @@ class QueuedLane:
             self._push(fence, lambda: None)
 
     def head_ready(self) -> bool:
+        if self._error is not None:
+            return True
         if not self._queue:
             return False
         fence = self._queue[0][0]
         return fence is None or fence.done()
 
     def step(self) -> None:
-        self._queue.popleft()[1]()
+        if self._error is not None:
+            raise self._error
+        try:
+            self._queue.popleft()[1]()
+        except BaseException as error:
+            self._error = error
+            raise
 
     def _push(self, fence: Fence | None, work: Callable[[], None]) -> None:
         self._queue.append((fence, work))

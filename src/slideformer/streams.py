@@ -147,7 +147,7 @@ PASSED = PassedFence()
 
 
 class ThreadWorker:
-    """A daemon thread that calls `work()` until it returns False, then sleeps until kicked."""
+    """A daemon thread, from the first kick on: calls `work()` until it returns False, then sleeps until kicked."""
 
     def __init__(self, name: str, work: Callable[[], bool]):
         self._work = work
@@ -156,11 +156,12 @@ class ThreadWorker:
         self._closed = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
-        self._thread.start()
 
     def kick(self) -> None:
         with self._condition:
             self._kicked = True
+            if self._thread.ident is None and not self._closed:
+                self._thread.start()
             self._condition.notify_all()
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
@@ -177,7 +178,8 @@ class ThreadWorker:
         with self._condition:
             self._closed = True
             self._condition.notify_all()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     def _loop(self) -> None:
         try:

@@ -24,6 +24,7 @@ from slideformer.metrics import EvalStats, RunRecord
 from slideformer.models.freezing import trained_in_words
 from slideformer.models.meta import build_on_meta
 from slideformer.models.stream_in import stream_in
+from slideformer.out_of_memory import explained_out_of_memory
 from slideformer.outcome import StepTimes, predicted_against_measured
 from slideformer.plan.table import NO_RATES
 from slideformer.progress import progress
@@ -32,6 +33,7 @@ from slideformer.recorder import Recorder
 from slideformer.resume import AUTO, Candidate, find_candidates, restore_newest
 from slideformer.run_directory import EVALS, RunDirectory, read_log
 from slideformer.saving import save_checkpoint, save_result
+from slideformer.skipped_steps import SkippedSteps
 from slideformer.stop_request import StopRequest
 from slideformer.storage.checkpoint import remove_hidden
 from slideformer.storage.lock import locked
@@ -83,12 +85,17 @@ class Trainer:
         candidates = find_candidates(config)
         job = prepare(config, candidates[0].manifest.run.micro_batch_size if candidates else None)
         _introduce(job)
-        times = StepTimes()
+        callbacks = _listening_callbacks([*trackers, *self._callbacks], job, self._wishes)
+        with explained_out_of_memory(job):
+            return self._train_planned(job, candidates, callbacks)
+
+    def _train_planned(self, job: Job, candidates: list[Candidate], callbacks: list[Listener]) -> Path | None:
+        """The engine's life; no frame above this one knows it, so that an error that is kept keeps no memory."""
+        config, times = self.config, StepTimes()
         lanes = measured(lanes_for(job.decoder.device))
         offload_dir = config.budget.offload_dir
         with Engine(job.decoder, job.plan.sizes, job.dtype, lanes, offload_dir=offload_dir, seed=config.seed) as engine:
             done = _restore_or_load(engine, job, candidates)
-            callbacks = _listening_callbacks([*trackers, *self._callbacks], job, self._wishes)
             stopped_at = self._run(engine, job, done, [times, *callbacks])
         print(predicted_against_measured(job.plan, times.median))
         return stopped_at
@@ -96,7 +103,8 @@ class Trainer:
     def _run(self, engine: Engine, job: Job, done: int | None, more: list[Listener]) -> Path | None:
         """The loop, told to everybody who listens; `done` steps of an earlier run are not done again."""
         records = RunDirectory(self.config.output_dir, done)
-        listener = Listeners(records, progress(self.config.logging_steps), *self._listeners, *more)
+        skipped = SkippedSteps(self.config.max_skipped_steps)
+        listener = Listeners(records, progress(self.config.logging_steps), *self._listeners, *more, skipped)
         past = read_log(self.config.output_dir / EVALS, EvalStats)
         best = BestModel(self.config.output_dir, begin=done is None)
         interludes = Interludes(engine, job, listener, self._wishes, past, best)
@@ -111,12 +119,14 @@ class Trainer:
         """Steps `done` + 1 to the last; or, if a stop is wished for, to the checkpoint that is returned."""
         stream, wishes, step = job.batches(), self._wishes, done
         recorder = Recorder(engine, listener, stream.steps_per_epoch)
+        skips = self.config.on_non_finite == "skip"
         if not done:
             with recorder.between_steps():
                 interludes.hold(0)
         for step in range(done + 1, job.steps + 1):
             batch, hyper = stream.at(step - 1), hyper_at(self.config, job.steps, step)
-            recorder.add(step, hyper, batch, engine.train_step(batch, hyper, self.config.max_grad_norm))
+            result = engine.train_step(batch, hyper, self.config.max_grad_norm, skip_non_finite=skips)
+            recorder.add(step, hyper, batch, result)
             if interludes.due(step):
                 with recorder.between_steps():
                     interludes.hold(step)

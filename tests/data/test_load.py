@@ -49,6 +49,28 @@ def test_sources_stand_one_behind_the_other(tmp_path: Path, tokenizer: PreTraine
     assert data.mixture.draws == [1, 4]
 
 
+def test_records_that_cannot_be_used_stop_the_run_or_are_left_out_and_counted(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, encoding: Encoding
+):
+    broken = tmp_path / "1.jsonl"
+    lines = ['{"text": "hello"}', "{", '{"messages": "none"}', '{"input_ids": [999, 1]}', '{"text": "how are you"}']
+    broken.write_text("\n".join(lines))
+    sources = [Source(path=broken), write(tmp_path / "2.jsonl", TEXTS[:1])]
+    with pytest.raises(DataError, match="1.jsonl:2: the line is not JSON"):
+        load_data(sources, tokenizer, encoding)
+    for _ in ("made", "from the cache"):
+        data = load_data(sources, tokenizer, replace(encoding, on_error="skip"))
+        assert [report.malformed for report in data.reports] == [3, 0] and data.report.records == 6
+        assert [example.index for example in data.examples] == [0, 4, 5]
+        assert "3 that cannot be used (left out)" in str(data.report)
+
+
+def test_a_file_of_which_nothing_can_be_used_is_refused(tmp_path: Path, encoding: Encoding):
+    (tmp_path / "1.jsonl").write_text("{\n[]\n")
+    with pytest.raises(DataError, match="none of the 2 records can be trained on: .* 2 that cannot be used"):
+        load_data([Source(path=tmp_path / "1.jsonl")], None, replace(encoding, on_error="skip"))
+
+
 def test_data_is_tokenized_once(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, encoding: Encoding, tokenized: list[int]
 ):

@@ -62,3 +62,15 @@ def test_everything_is_on_one_page(tokenizer: PreTrainedTokenizerFast):
     plain = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", page).split())
     share = int(examples.lengths.sum()) / 64
     assert "a.jsonl" in plain and f"{share:.1%} is with packing: true (rows of 64: 1 in the first epoch)" in plain
+
+
+def test_records_that_were_left_out_are_shown(tokenizer: PreTrainedTokenizerFast):
+    examples, report = make_examples([CHAT], tokenizer, max_length=64, too_long="drop", vocab_size=320)
+    report.malformed, report.records = 41, 42
+    data = LoadedData(examples, [report], Mixture([1], [1.0]))
+    console = Console(file=StringIO(), width=100)
+    rows = pack(np.arange(1), examples.lengths.numpy(), 64, None)
+    show(data, tokenizer, names=["a.jsonl"], packed=rows, max_length=64, samples=0, console=console)
+    assert isinstance(console.file, StringIO)
+    page = console.file.getvalue()
+    assert "left out" in page and " 41" in page

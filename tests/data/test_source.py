@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from slideformer.data.source import read_records
+from slideformer.data.source import Malformed, read_records
 from slideformer.errors import DataError
 
 
@@ -46,6 +46,15 @@ def test_reading_is_line_by_line(tmp_path: Path):
     assert next(records).fields == {"text": "a"}
     with pytest.raises(DataError, match="data.jsonl:2"):
         next(records)
+
+
+def test_bad_lines_may_be_left_out_counted_and_the_first_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = write(tmp_path, "{broken", '{"text": "a"}', "[]", "", '{"question": "b"}', '{"text": "c"}', "7")
+    malformed = Malformed("skip")
+    found = [(record.index, record.place) for record in read_records(file, malformed)]
+    assert found == [(1, f"{file}:2"), (4, f"{file}:6")] and malformed.count == 4
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1] for line in told] == [f"{file}:1", f"{file}:3", f"{file}:5"]
 
 
 @pytest.mark.parametrize(

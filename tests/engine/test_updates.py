@@ -70,14 +70,15 @@ class Queue:
         def start_worker(name: str, work: Callable[[], bool]) -> Worker:
             return SteppedWorker(name, work)
 
-        self.records = RecordsOnTheirWay()
-        self.updates = Updates(Lanes(inline.device, inline.compute, inline.h2d, inline.d2h, start_worker), self.records)
+        self.records, self.skipped = RecordsOnTheirWay(), list[str]()
+        lanes = Lanes(inline.device, inline.compute, inline.h2d, inline.d2h, start_worker)
+        self.updates = Updates(lanes, self.records, self.skipped.append)
         self.step = self.new_step(1, max_norm)
         self.applied: list[tuple[str, float]] = []
         self.released = 0
 
-    def new_step(self, number: int, max_norm: float | None = None) -> StepUpdates:
-        return StepUpdates(AdamWStep(1e-3, 0.9, 0.99, 1e-8, 0.0, number), max_norm)
+    def new_step(self, number: int, max_norm: float | None = None, skip: bool = False) -> StepUpdates:
+        return StepUpdates(AdamWStep(1e-3, 0.9, 0.99, 1e-8, 0.0, number), max_norm, skip)
 
     def submit(
         self, unit: str, next_use: int, squares: list[float] | None = None, landed: bool = True, step: Any = None
@@ -240,6 +241,23 @@ def test_with_clipping_one_bad_gradient_stops_every_update():
     with pytest.raises(NonFinite, match="layer 1"):
         queue.work()
     assert queue.applied == []
+
+
+def test_a_step_that_is_not_finite_is_left_out_as_a_whole_where_that_is_asked_for():
+    queue = Queue()
+    step = queue.new_step(1, max_norm=1.0, skip=True)
+    for unit, squares in (("layer 1", [1.0]), ("embedding", [math.inf]), ("layer 0", [math.nan]), ("embedding", [1.0])):
+        queue.submit(unit, 0, squares, step=step)
+    queue.updates.close(step)
+    queue.updates.wait_done(step)
+    assert queue.applied == [] and queue.released == 4 and queue.updates.fresh("embedding")
+    assert step.non_finite == ["embedding", "layer 0"] and step.norm is not None and math.isnan(step.norm)
+    assert sorted(queue.skipped) == ["embedding", "layer 0", "layer 1"]  # each once, however many updates it had
+    after = queue.new_step(2, max_norm=1.0, skip=True)
+    queue.submit("layer 0", 0, [0.25], step=after)
+    queue.updates.close(after)
+    queue.updates.wait_done(after)
+    assert queue.order == ["layer 0"] and after.non_finite == [] and after.norm == 0.5
 
 
 def test_an_update_that_raises_names_step_and_unit():

@@ -8,13 +8,13 @@ from slideformer.report.run_data import DataFacts, Lengths, SourceReport
 
 def test_one_source_needs_no_sum():
     data = DataFacts(sources=["a"], reports=[SourceReport(records=3, kept=2)])
-    assert source_rows(data) == [("a", [3, 2, 0, 0, 0, 0, 0])]
+    assert source_rows(data) == [("a", [3, 2, 0, 0, 0, 0, 0, 0])]
 
 
 def test_several_sources_are_added_up_also_without_names():
     reports = [SourceReport(records=3, tokens=10), SourceReport(records=2, tokens=1, trained_tokens=1)]
     assert source_rows(DataFacts(sources=["a"], reports=reports)) == [
-        ("a", [3, 0, 0, 0, 0, 10, 0]), ("(no name)", [2, 0, 0, 0, 0, 1, 1]), ("all", [5, 0, 0, 0, 0, 11, 1]),
+        ("a", [3, 0, 0, 0, 0, 10, 0, 0]), ("(no name)", [2, 0, 0, 0, 0, 1, 1, 0]), ("all", [5, 0, 0, 0, 0, 11, 1, 0]),
     ]  # fmt: skip
 
 

@@ -50,6 +50,22 @@ def test_another_format_version_is_named():
         parse_manifest(signed({**GOOD, "version": 2}), "here")
 
 
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [(("step",), "step"), (("run", "dtype"), "run.dtype"), (("units", "a", "missed"), "units.a.missed")],
+)
+def test_what_is_lacking_and_who_wrote_it_is_told(path: tuple[str, ...], place: str):
+    content = json.loads(json.dumps(GOOD))
+    content["run"]["versions"]["slideformer"] = "0.0.9"
+    inner = content
+    for key in path[:-1]:
+        inner = inner[key]
+    del inner[path[-1]]
+    with pytest.raises(CheckpointError, match=f"here lacks {place}, which format version 1 needs") as caught:
+        parse_manifest(signed(content), "here")
+    assert caught.value.hint == "resume with slideformer 0.0.9, which wrote it"
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[" * 100_000, b"null", b"{}", signed(GOOD)[:-9]])
 def test_what_is_not_json_is_refused(text: bytes):
     with pytest.raises(CheckpointError, match="here is not a manifest"):

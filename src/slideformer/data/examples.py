@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from slideformer.data.chat import IGNORED, Tokens, encode
-from slideformer.data.source import Record
+from slideformer.data.source import Malformed, Record
 from slideformer.data_settings import TrainOn
 from slideformer.errors import DataError
 
@@ -97,6 +97,7 @@ class DataReport:
     dropped_untrained: int = 0
     tokens: int = 0
     trained_tokens: int = 0
+    malformed: int = 0
 
     def __add__(self, other: "DataReport") -> "DataReport":
         return DataReport(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
@@ -109,6 +110,7 @@ class DataReport:
             "truncated to max_length": self.truncated,
             "longer than max_length (dropped)": self.dropped_long,
             "without a trained token (dropped)": self.dropped_untrained,
+            "that cannot be used (left out)": self.malformed,
         }
         if any(counts.values()):
             lines.append("      " + ", ".join(f"{count:,} {what}" for what, count in counts.items() if count))
@@ -123,6 +125,7 @@ def make_examples(
     too_long: Literal["truncate", "drop"],
     vocab_size: int,
     train_on: TrainOn = "assistant",
+    malformed: Malformed | None = None,
 ) -> tuple[Examples, DataReport]:
     """Encode `records`, shorten or drop the long ones, drop those with nothing to train.
 
@@ -130,21 +133,28 @@ def make_examples(
         tokenizer: None is enough for records that are tokenized already.
         vocab_size: rows of the model's embedding; every token id must be below it.
         train_on: what the loss is taken on, as `encode` says.
+        malformed: told of records that cannot be used, and has counted what `records` left out; None: they raise.
 
     Raises:
         DataError: a record cannot be used, or none is left to train on.
     """
-    report = DataReport()
+    report, malformed = DataReport(), malformed or Malformed()
 
     def kept() -> Iterator[tuple[int, Tokens]]:
         for record in records:
+            try:
+                tokens = _checked(encode(record, tokenizer, train_on), record.place, vocab_size)
+            except DataError as error:
+                malformed.meet(error)
+                continue
             report.records += 1
-            tokens = _checked(encode(record, tokenizer, train_on), record.place, vocab_size)
             tokens = _shortened(tokens, max_length, too_long, report)
             if tokens is not None:
                 yield record.index, tokens
 
     examples = _flat(kept())
+    report.malformed = malformed.count
+    report.records += malformed.count
     if not len(examples):
         raise _nothing_left(report)
     return examples, report
@@ -193,6 +203,7 @@ def _shortened(
 
 def _nothing_left(report: DataReport) -> DataError:
     counts = f"{report.dropped_long} longer than max_length, {report.dropped_untrained} without a trained token"
+    counts += f", {report.malformed} that cannot be used" if report.malformed else ""
     return DataError(
         f"none of the {report.records} records can be trained on: {counts}",
         hint="raise max_length, set too_long: truncate, or check that the records hold answers",

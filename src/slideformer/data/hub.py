@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from slideformer.data.source import Record, make_record
+from slideformer.data.source import Malformed, Record, make_record
 from slideformer.data_settings import Source
 from slideformer.errors import DataError
 
@@ -51,14 +51,20 @@ def open_dataset(source: Source) -> "Dataset":
     return loaded
 
 
-def read_rows(source: Source, dataset: "Dataset") -> Iterator[Record]:
-    """The rows in order; `place` counts them from 1.
+def read_rows(source: Source, dataset: "Dataset", malformed: Malformed | None = None) -> Iterator[Record]:
+    """The rows in order, without those that `malformed` lets pass (None: none); `place` counts them from 1.
 
     Raises:
         DataError: a row's columns are not known.
     """
+    malformed = malformed or Malformed()
     for index, row in enumerate(dataset):
-        yield make_record(index, f"{source.path}, row {index + 1}", _without_nulls(row))
+        try:
+            record = make_record(index, f"{source.path}, row {index + 1}", _without_nulls(row))
+        except DataError as error:
+            malformed.meet(error)
+        else:
+            yield record
 
 
 def content_hash(dataset: "Dataset") -> str:

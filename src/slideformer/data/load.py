@@ -9,8 +9,8 @@ from slideformer.data.cache import cache_key, cached, file_hash
 from slideformer.data.examples import DataReport, Examples, make_examples
 from slideformer.data.hub import content_hash, is_for_datasets, open_dataset, read_rows
 from slideformer.data.mixture import Mixture
-from slideformer.data.source import Record, read_records
-from slideformer.data_settings import Data, Source, TrainOn
+from slideformer.data.source import Malformed, Record, read_records
+from slideformer.data_settings import Data, OnError, Source, TrainOn
 from slideformer.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class Encoding:
         vocab_size: rows of the model's embedding.
         train_on: what the loss is taken on.
         cache_dir: where the result is kept; None: nowhere.
+        on_error: "stop" at a record that cannot be used, or "skip" it.
     """
 
     max_length: int
@@ -34,6 +35,7 @@ class Encoding:
     vocab_size: int
     train_on: TrainOn
     cache_dir: Path | None
+    on_error: OnError = "stop"
 
 
 @dataclass(frozen=True)
@@ -89,17 +91,19 @@ def _load_source(
 ) -> tuple[Examples, DataReport]:
     dataset = open_dataset(source) if is_for_datasets(source) else None
 
-    def records() -> Iterator[Record]:
-        return read_records(source.path) if dataset is None else read_rows(source, dataset)
+    def records(malformed: Malformed) -> Iterator[Record]:
+        return read_records(source.path, malformed) if dataset is None else read_rows(source, dataset, malformed)
 
     def make() -> tuple[Examples, DataReport]:
+        malformed = Malformed(encoding.on_error)
         return make_examples(
-            records(),
+            records(malformed),
             tokenizer,
             max_length=encoding.max_length,
             too_long=encoding.too_long,
             vocab_size=encoding.vocab_size,
             train_on=encoding.train_on,
+            malformed=malformed,
         )
 
     def key() -> str:

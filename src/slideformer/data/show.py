@@ -91,18 +91,19 @@ def padded_share(lengths: Sequence[int], batch_size: int = 8) -> float:
 
 
 def _counts(reports: Sequence[DataReport], names: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    headings = ("records", "kept", "truncated", "too long", "untrained", "tokens", "trained")
-    table.add_column("source", overflow="fold")
-    for heading in headings:
-        table.add_column(heading, justify="right")
     rows = list(zip(names, reports, strict=True))
     if len(rows) > 1:
         rows.append(("all", sum(reports[1:], reports[0])))
+    columns = {
+        "records": "records", "kept": "kept", "truncated": "truncated", "too long": "dropped_long",
+        "untrained": "dropped_untrained", "tokens": "tokens", "trained": "trained_tokens",
+    }  # fmt: skip
+    if any(report.malformed for report in reports):
+        columns["left out"] = "malformed"
+    table = Table(box=None, pad_edge=False)
+    table.add_column("source", overflow="fold")
+    for heading in columns:
+        table.add_column(heading, justify="right")
     for name, report in rows:
-        numbers = (
-            report.records, report.kept, report.truncated, report.dropped_long, report.dropped_untrained,
-            report.tokens, report.trained_tokens,
-        )  # fmt: skip
-        table.add_row(name, *(f"{number:,}" for number in numbers))
+        table.add_row(name, *(f"{getattr(report, column):,}" for column in columns.values()))
     return table

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slideformer.data.formats import RecordKind, recognise
+from slideformer.data_settings import OnError
 from slideformer.errors import DataError
 
 
@@ -25,20 +26,48 @@ class Record:
     fields: dict[str, Any]
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """The records of a JSONL file in order; blank lines are skipped.
+class Malformed:
+    """What becomes of a record that cannot be used: it ends the run, or it is counted and the first ones are told.
+
+    Args:
+        on_error: "stop" or "skip".
+    """
+
+    TOLD = 3
+
+    def __init__(self, on_error: OnError = "stop"):
+        self._stops = on_error == "stop"
+        self.count = 0
+
+    def meet(self, error: DataError) -> None:
+        """Raises `error`, or counts it."""
+        if self._stops:
+            raise error
+        self.count += 1
+        if self.count <= self.TOLD:
+            print(f"left out: {error.message}")
+
+
+def read_records(path: Path, malformed: Malformed | None = None) -> Iterator[Record]:
+    """The records of a JSONL file in order; blank lines are skipped, and what `malformed` lets pass (None: nothing).
 
     Raises:
         DataError: the file cannot be read or is empty, or a line is not a JSON object with known columns.
     """
-    index = 0
+    index, malformed = 0, malformed or Malformed()
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                if line.strip():
+                if not line.strip():
+                    continue
+                try:
                     place = f"{path}:{number}"
-                    yield make_record(index, place, _parsed(place, line))
-                    index += 1
+                    record = make_record(index, place, _parsed(place, line))
+                except DataError as error:
+                    malformed.meet(error)
+                else:
+                    yield record
+                index += 1
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", hint="give data.path a JSONL file") from None
     if index == 0:

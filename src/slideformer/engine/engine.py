@@ -17,6 +17,7 @@ from slideformer.engine.generate import OnToken, batching_for, generate
 from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, UNUSED, Machinery, StepResult
 from slideformer.engine.sampling import Decoding
 from slideformer.engine.step import train_step
+from slideformer.engine.updates import StepUpdates
 from slideformer.errors import EngineFailed
 from slideformer.kernels.attention import preferred_attention
 from slideformer.layout import FlatLayout
@@ -70,12 +71,19 @@ class Engine:
         self.allocator = HostAllocator(pin=on_accelerator)
         threads = threads or optimizer_threads(on_accelerator)
         pin_lo = on_accelerator and dtype == torch.float32  # in bf16 the GPU never sees the remainders
-        units = layouts(decoder)
-        on_disk = units_on_disk(units, decoder.block_names, sizes.disk_blocks)
-        self.states, self._records = durable_states(
-            units, on_disk, offload_dir, dtype, self.allocator, pin_lo, threads, sizes.moment_dtype, seed
-        )  # fmt: skip
-        self._machinery = Machinery(decoder, self.lanes, self.allocator, self.states, self._records, sizes, dtype)
+        with self.allocator.closed_if_it_fails():
+            units = layouts(decoder)
+            on_disk = units_on_disk(units, decoder.block_names, sizes.disk_blocks)
+            self.states, self._records = durable_states(
+                units, on_disk, offload_dir, dtype, self.allocator, pin_lo, threads, sizes.moment_dtype, seed
+            )
+            try:
+                self._machinery = Machinery(
+                    decoder, self.lanes, self.allocator, self.states, self._records, sizes, dtype
+                )  # fmt: skip
+            except BaseException:
+                self._records.close()
+                raise
         self.origin: Origin | None = None
         self._failure: BaseException | None = None
         self._pending: StepResult | None = None
@@ -161,6 +169,7 @@ class Engine:
         *,
         loss: TokenLoss | None = None,
         extra: Mapping[str, Tensor] | None = None,
+        skip_non_finite: bool = False,
     ) -> StepResult:
         """One optimizer step; returns while its last updates still run.
 
@@ -173,22 +182,29 @@ class Engine:
                 own memory is not part of the plan.
             extra: per-token tensors for `loss`, name -> [B, T, ...]; entry [b, t] belongs to the prediction that is
                 made at token t, as `logits[b, t]` does in Hugging Face models.
+            skip_non_finite: a step whose gradient is NaN or infinite changes nothing: weights, moments and the count
+                of steps for bias correction are then as if it had not been; `StepResult.non_finite` names the layers.
+                Needs `max_norm`, since without clipping some layers are updated before the others' gradient is known.
 
         Raises:
             NonFinite: a gradient is NaN or infinite; names the step and the layer.
             WorkerFailed: the update of a layer failed; names it.
             EngineFailed: an earlier step failed.
-            ValueError: the batch, or clipping, needs more than `sizes` gives; `loss` or `extra` is not as it should be.
+            ValueError: the batch, or clipping, needs more than `sizes` gives; `loss` or `extra` is not as it should be;
+                `skip_non_finite` without `max_norm`.
         """
         self._refuse_after_failure()
         self._check_size(batch)
         slots, blocks = self.sizes.gradient_slots, self.decoder.depth
         if max_norm is not None and slots < blocks:
             raise ValueError(f"clipping keeps the gradients of {blocks} blocks at once; the engine has {slots} slots")
+        if skip_non_finite and max_norm is None:
+            raise ValueError("skip_non_finite needs max_norm: without clipping layers are updated before all is known")
         with self._final_if_it_fails(), preferred_attention(self.lanes.device):
             micro_batches = batch.split(self.sizes.micro_batch_size)
             passes = head_passes(loss, extra or {}, micro_batches, self.lanes.device)
-            self._pending = train_step(self._machinery, micro_batches, hyper, max_norm, passes)
+            updates = StepUpdates(hyper, max_norm, skip_non_finite)
+            self._pending = train_step(self._machinery, micro_batches, updates, passes)
         return self._pending
 
     def drain(self) -> None:
@@ -237,11 +253,12 @@ class Engine:
 
     def load(self, groups: Iterable[tuple[str, Mapping[str, Tensor]]]) -> None:
         """Set masters from (unit, parameter name -> values) pairs, as `parameter_groups` names them."""
-        for unit, tensors in groups:
-            prefix = self._prefix(unit)
-            with self.states[unit].opened(change=True) as state:
-                for name, value in tensors.items():
-                    state.load(name.removeprefix(prefix), value)
+        with self._final_if_it_fails():
+            for unit, tensors in groups:
+                prefix = self._prefix(unit)
+                with self.states[unit].opened(change=True) as state:
+                    for name, value in tensors.items():
+                        state.load(name.removeprefix(prefix), value)
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """Unit -> full names of its parameters, in the order in which they are used."""
@@ -265,10 +282,12 @@ class Engine:
     def close(self) -> None:
         """Stop the worker and free pinned memory."""
         self._machinery.updates.worker.close()
-        self._records.close()
-        if self.lanes.device.type != "cpu":
-            torch.accelerator.synchronize(self.lanes.device)
-        self.allocator.close()
+        try:
+            self._records.close()
+            if self.lanes.device.type != "cpu":
+                torch.accelerator.synchronize(self.lanes.device)
+        finally:  # a device that failed tells so again
+            self.allocator.close()
 
     def __enter__(self) -> "Engine":
         return self

@@ -1,6 +1,7 @@
 """Forward passes one behind the other, for evaluation and generation: some blocks stay, the others slide."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -52,12 +53,15 @@ class Passes:
         self.shell, self.head = self._e.fetch_shell(), self._e.head.weight()
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        for i in sorted(self._held):
-            self._e.window.release(i)
+    def __exit__(self, failure: type[BaseException] | None, *_: Any) -> None:
+        blocks = [partial(self._e.window.release, i) for i in sorted(self._held)]
         self._held.clear()
-        self._e.head.release()
-        self._e.release_shell()
+        for release in (*blocks, self._e.head.release, self._e.release_shell):
+            try:
+                release()
+            except Exception:
+                if failure is None:  # else it follows from that one, which is what the caller has to know
+                    raise
 
     def blocks(self, more: bool) -> Iterator[tuple[int, Weights]]:
         """Each block's number and weights, for computation submitted before the next is asked for.
@@ -98,5 +102,5 @@ class Passes:
         return batches, xs
 
     def _fetch(self, i: int) -> None:
-        self._e.window.fetch(i)
         self._held.add(i)
+        self._e.window.fetch(i)

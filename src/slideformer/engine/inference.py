@@ -38,17 +38,8 @@ class InferenceEngine:
         self.decoder, self.sizes = decoder, sizes
         self.lanes = lanes or lanes_for(decoder.device)
         self.allocator = HostAllocator(pin=self.lanes.device.type != "cpu")
-        self.weights = {unit: LayerWeights(layout, self.allocator, dtype) for unit, layout in layouts(decoder).items()}
-        self._blocks = [self.weights[name] for name in decoder.block_names]
-        self.window = self._window(self._blocks, sizes.window_depth, dtype)
-        self._shell_window = self._window([self.weights[SHELL]], 1, dtype)
-        head, table = self.weights[EMBEDDING if decoder.tied else HEAD], self.weights[EMBEDDING]
-        self.head = HeadWeight(
-            self.lanes, decoder.head_shape, head.layout.numel, dtype, _always_fresh, _no_wait, head.copy_weights
-        )
-        rows, width = min(sizes.pass_tokens, decoder.vocabulary), decoder.embedding_width
-        self._table = RowSender(self.lanes, self.allocator, table.read_rows, rows, width, dtype)
-        self._token_feed = TokenFeed(self.lanes, self.allocator, sizes.pass_indices)
+        with self.allocator.closed_if_it_fails():
+            self._build(dtype)
 
     def load(self, groups: Iterable[tuple[str, Mapping[str, Tensor]]]) -> None:
         """Set weights from (unit, parameter name -> values) pairs, as `parameter_groups` names them."""
@@ -81,9 +72,11 @@ class InferenceEngine:
 
     def close(self) -> None:
         """Free pinned memory."""
-        if self.lanes.device.type != "cpu":
-            torch.accelerator.synchronize(self.lanes.device)
-        self.allocator.close()
+        try:
+            if self.lanes.device.type != "cpu":
+                torch.accelerator.synchronize(self.lanes.device)
+        finally:
+            self.allocator.close()
 
     def __enter__(self) -> "InferenceEngine":
         return self
@@ -102,6 +95,20 @@ class InferenceEngine:
 
     def release_shell(self) -> None:
         self._shell_window.release(0)
+
+    def _build(self, dtype: torch.dtype) -> None:
+        decoder, sizes = self.decoder, self.sizes
+        self.weights = {unit: LayerWeights(layout, self.allocator, dtype) for unit, layout in layouts(decoder).items()}
+        self._blocks = [self.weights[name] for name in decoder.block_names]
+        self.window = self._window(self._blocks, sizes.window_depth, dtype)
+        self._shell_window = self._window([self.weights[SHELL]], 1, dtype)
+        head, table = self.weights[EMBEDDING if decoder.tied else HEAD], self.weights[EMBEDDING]
+        self.head = HeadWeight(
+            self.lanes, decoder.head_shape, head.layout.numel, dtype, _always_fresh, _no_wait, head.copy_weights
+        )
+        rows, width = min(sizes.pass_tokens, decoder.vocabulary), decoder.embedding_width
+        self._table = RowSender(self.lanes, self.allocator, table.read_rows, rows, width, dtype)
+        self._token_feed = TokenFeed(self.lanes, self.allocator, sizes.pass_indices)
 
     def _window(self, layers: list[LayerWeights], depth: int, dtype: torch.dtype) -> LayerWindow:
         def copy(i: int, out: Tensor) -> None:

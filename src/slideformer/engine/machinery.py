@@ -1,6 +1,7 @@
 """The parts of a running engine, wired together, and the few named moves a step makes with them."""
 
 from collections.abc import Iterable
+from functools import partial
 from itertools import chain
 from typing import Protocol
 
@@ -60,6 +61,12 @@ class StepResult:
         return self.pending.norm
 
     @property
+    def non_finite(self) -> list[str]:
+        """Units whose gradient was not finite, so that the step was left out. Waits for the step's last update."""
+        self._updates.wait_done(self.pending)
+        return self.pending.non_finite
+
+    @property
     def optimizer_seconds(self) -> float:
         """Time the CPU spent in AdamW for this step."""
         return self.pending.busy_seconds
@@ -93,7 +100,7 @@ class Machinery:
         self.blocks = [states[name] for name in decoder.block_names]
         self.layouts: list[FlatLayout] = [state.layout for state in self.blocks]
         self._learn_where_backward_ends()
-        self.updates = Updates(lanes, records)
+        self.updates = Updates(lanes, records, skip=lambda unit: states[unit].skip())
         self.window = LayerWindow(
             lanes,
             self.layouts,
@@ -165,12 +172,12 @@ class Machinery:
 
     # ---- the moves of a step
 
-    def begin(self, micro_batches: list[Batch], hyper: AdamWStep, max_norm: float | None) -> StepResult:
+    def begin(self, micro_batches: list[Batch], pending: StepUpdates) -> StepResult:
         """A result to fill; its loss starts at zero."""
         loss = torch.empty((), dtype=torch.float32, device=self.lanes.device)
         self.lanes.compute.run(loss.zero_)
         trained = sum(batch.trained_tokens for batch in micro_batches)
-        return StepResult(self.updates, StepUpdates(hyper, max_norm), trained, loss, self._host_losses[hyper.step % 2])
+        return StepResult(self.updates, pending, trained, loss, self._host_losses[pending.hyper.step % 2])
 
     def feed(self, micro_batches: list[Batch], seed: int) -> tuple[list[MicroBatch], Tensor, Tensor]:
         """Token ids and the embedding rows they use, on the device: (micro-batches, rows [u, width], row ids [u])."""
@@ -234,8 +241,9 @@ class Machinery:
         if tied:
             submit(pending, EMBEDDING, NEXT_USE_FIRST, [landed], lambda hyper: self.table.update_rest(host, hyper))
         else:
-            head = self._in_memory(HEAD).adam
-            submit(pending, HEAD, self.decoder.depth, [landed], lambda hyper: head.step(host, hyper))
+            head = self._in_memory(HEAD)
+            update = partial(head.update, host, head.layout.fields)
+            submit(pending, HEAD, self.decoder.depth, [landed], update)
 
     def submit_block(self, result: StepResult, i: int, gradient: Accumulator) -> None:
         """Flush block i's gradient and queue its update; what the window holds of the block is no longer used."""

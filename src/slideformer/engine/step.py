@@ -5,19 +5,19 @@ from slideformer.engine import compute
 from slideformer.engine.custom_loss import HeadPass
 from slideformer.engine.machinery import Machinery, StepResult
 from slideformer.engine.tape import Tape
-from slideformer.optim.adamw import AdamWStep
+from slideformer.engine.updates import StepUpdates
 
 
 def train_step(
-    e: Machinery, micro_batches: list[Batch], hyper: AdamWStep, max_norm: float | None, head_passes: list[HeadPass]
+    e: Machinery, micro_batches: list[Batch], pending: StepUpdates, head_passes: list[HeadPass]
 ) -> StepResult:
     """One optimizer step over all micro-batches; returns while the last updates still run.
 
     Vertical: all micro-batches pass a layer before the window moves, so weights cross the link twice a step.
     """
     run, decoder, n = e.lanes.compute.run, e.decoder, e.decoder.depth
-    result = e.begin(micro_batches, hyper, max_norm)
-    batches, rows, row_ids = e.feed(micro_batches, seed=hyper.step)
+    result = e.begin(micro_batches, pending)
+    batches, rows, row_ids = e.feed(micro_batches, seed=pending.hyper.step)
     shell = e.fetch_shell()
 
     inputs = [run(compute.enter, decoder, batch, rows, shell) for batch in batches]

@@ -1,8 +1,9 @@
 """Gradient -> AdamW -> fresh: the optimizer behind the step, in its own thread, exactly clipped.
 
 Without clipping a layer is updated as soon as its gradient has landed, while the layers below still compute backward.
-With clipping all gradients wait until the norm is known, and the updates run just ahead of the next forward. In both
-modes the layer that the next forward needs first is updated first.
+With clipping all gradients wait until the norm is known, and the updates run just ahead of the next forward. A step
+whose gradient is not finite can then be left out as a whole, as nothing of it has been applied. In both modes the layer
+that the next forward needs first is updated first.
 """
 
 import math
@@ -28,18 +29,23 @@ class StepUpdates:
     Attributes:
         hyper: learning rate and the rest of AdamW's settings.
         max_norm: clip to this norm before any update; None updates without waiting.
+        skip_non_finite: leave the whole step out if its gradient is not finite; needs `max_norm`.
         squares: sum of squares of each update's gradient, by the update's number.
         norm: the gradient's norm before clipping, once known.
+        non_finite: units whose gradient is NaN or infinite, once the norm is known; if there are any, and the step goes
+            on, it is being left out.
     """
 
     hyper: AdamWStep
     max_norm: float | None
+    skip_non_finite: bool = False
     squares: dict[int, float] = field(default_factory=dict)
     closed: bool = False
     submitted: int = 0
     finished: int = 0
     norm: float | None = None
     busy_seconds: float = 0.0
+    non_finite: list[str] = field(default_factory=list)
 
     @property
     def done(self) -> bool:
@@ -48,7 +54,7 @@ class StepUpdates:
 
     def settle_norm(self) -> None:
         """Know the norm; fsum, because the order of arrival must not decide a bit."""
-        self.norm = math.sqrt(math.fsum(self.squares.values()))
+        self.norm = math.nan if self.non_finite else math.sqrt(math.fsum(self.squares.values()))
 
 
 @dataclass(eq=False)
@@ -90,10 +96,11 @@ class Updates:
 
     Args:
         records: told which states will be needed.
+        skip: makes a unit go on as if a step had not been.
     """
 
-    def __init__(self, lanes: Lanes, records: Records):
-        self._records = records
+    def __init__(self, lanes: Lanes, records: Records, skip: Callable[[str], None]):
+        self._records, self._skip = records, skip
         self._lock = threading.Lock()
         self._pending: list[Update] = []
         self._unfinished: Counter[str] = Counter()
@@ -173,9 +180,13 @@ class Updates:
         return [u for u in self._pending if u.step.max_norm is None or u.step.closed]
 
     def _read_norm(self, step: StepUpdates) -> None:
-        for update in [u for u in self._pending if u.step is step]:
+        updates = [u for u in self._pending if u.step is step]
+        for update in updates:
             self._read_squares(update)
         step.settle_norm()
+        if step.non_finite:
+            for unit in {update.unit for update in updates}:
+                self._skip(unit)
 
     def _read_squares(self, update: Update) -> None:
         total = 0.0
@@ -183,6 +194,9 @@ class Updates:
             gradient.landed.wait()
             total += float(gradient.sum_of_squares)
         if not math.isfinite(total):
+            if update.step.skip_non_finite:
+                update.step.non_finite.append(update.unit)
+                return
             raise NonFinite(
                 f"step {update.step.hyper.step}: the gradient of {update.unit} is not finite",
                 "lower learning_rate or check the batch; the last saved model is untouched",
@@ -191,6 +205,11 @@ class Updates:
         update.step.squares[update.number] = total
 
     def _run(self, update: Update) -> None:
+        if not update.step.non_finite:
+            self._apply(update)
+        self._finish(update)
+
+    def _apply(self, update: Update) -> None:
         step = update.step
         try:
             self._read_squares(update)
@@ -208,7 +227,6 @@ class Updates:
                 f"step {step.hyper.step}: the update of {update.unit} failed: {type(error).__name__}: {error}",
                 "the weights in memory are those of different steps; continue from the last saved model",
             ) from error
-        self._finish(update)
 
     def _finish(self, update: Update) -> None:
         for gradient in update.gradients:

@@ -221,6 +221,10 @@ class DiskState:
         with self._opened(change=True) as state:
             state.update(gradient, reached, hyper)
 
+    def skip(self) -> None:
+        """A step was left out, as in `LayerState`."""
+        self._over[0].skip()
+
     def copy_weights(self, out: Tensor) -> None:
         """Copy the weights to `out` [numel] on any device, in its dtype."""
         with self.opened_weights(out.dtype) as state:

@@ -117,11 +117,11 @@ class EmbeddingTable:
     def update_rows(self, hyper: AdamWStep) -> None:
         """Apply the rows' gradient that has landed."""
         count = self.row_ids.numel()
-        self.state.adam.step_rows(self.row_ids, self._row_gradient[:count], hyper, self.width)
+        self.state.adam.step_rows(self.row_ids, self._row_gradient[:count], self.state.counted(hyper), self.width)
 
     def update_rest(self, head_gradient: Tensor | None, hyper: AdamWStep) -> None:
         """Update every other row, with a tied head's gradient [vocabulary * width], or with zero."""
-        self.state.adam.step_except_rows(self.row_ids, head_gradient, hyper, self.width)
+        self.state.adam.step_except_rows(self.row_ids, head_gradient, self.state.counted(hyper), self.width)
 
     @property
     def padding_index(self) -> int | None:

@@ -8,8 +8,8 @@ allocator.
 import mmap
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -65,11 +65,19 @@ class HostAllocator:
             stacklevel=3,
         )
 
+    @contextmanager
+    def closed_if_it_fails(self) -> Iterator[None]:
+        """What is built within owns this memory; where that fails, nobody else is there to free it."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
     def close(self) -> None:
         """Unregister everything. The memory itself goes when its last tensor does."""
-        for tensor in self._registered:
-            _cudart().cudaHostUnregister(tensor.data_ptr())
-        self._registered.clear()
+        while self._registered:
+            _cudart().cudaHostUnregister(self._registered.pop().data_ptr())
 
 
 def _cudart() -> Any:
@@ -84,8 +92,8 @@ class LayerState:
         hi: bfloat16 [numel], the rounded weights; pinned, because this is what the GPU fetches.
         lo: int16 [numel], the rest: (hi, lo) is the fp32 master, exactly.
         exp_avg, exp_avg_sq: float32, or bfloat16 with stochastic `rounding`, [trained_numel].
-        missed: parameter -> steps in which no gradient reached it. As in PyTorch, where `.grad` is then None, such a
-            step leaves it and its moments alone and does not count for its bias correction.
+        missed: parameter -> steps in which no gradient reached it, or that were left out. As in PyTorch, where `.grad`
+            is then None, such a step leaves it and its moments alone and does not count for its bias correction.
     """
 
     def __init__(
@@ -129,8 +137,8 @@ class LayerState:
     def update(self, gradient: Tensor, reached: Collection[str], hyper: AdamWStep) -> None:
         """One AdamW step with a gradient [trained_numel] that reached these parameters."""
         unreached = [field.name for field in self.layout.trained_fields if field.name not in reached]
-        if not unreached and not self.missed:
-            self.adam.step(gradient, hyper)
+        if not unreached and len(self._missed_counts()) <= 1:
+            self.adam.step(gradient, self.counted(hyper))
             return
         self.missed.update(unreached)
         by_missed: dict[int, list[str]] = {}
@@ -138,6 +146,17 @@ class LayerState:
             by_missed.setdefault(self.missed.get(name, 0), []).append(name)
         for missed, names in by_missed.items():
             self.adam.step_spans(self.layout.decay_spans(among=names), gradient, replace(hyper, missed=missed))
+
+    def skip(self) -> None:
+        """A step was left out: nothing changes, and it does not count."""
+        self.missed.update(field.name for field in self.layout.trained_fields)
+
+    def counted(self, hyper: AdamWStep) -> AdamWStep:
+        """`hyper` with the steps that count, for a layer whose parameters all missed the same ones."""
+        return replace(hyper, missed=max(self._missed_counts(), default=0))
+
+    def _missed_counts(self) -> set[int]:
+        return {self.missed[field.name] for field in self.layout.trained_fields} if self.missed else set()
 
     def load(self, name: str, value: Tensor) -> None:
         """Set the parameter `name` from bf16, fp16 or fp32 values, all bits kept."""

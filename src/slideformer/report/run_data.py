@@ -100,6 +100,7 @@ class SourceReport(_Part):
     dropped_untrained: Count = 0
     tokens: Count = 0
     trained_tokens: Count = 0
+    malformed: Count = 0
 
 
 class Lengths(_Part):

@@ -137,13 +137,27 @@ def parse_manifest(text: bytes, source: str) -> Manifest:
 
 def _validated(content: Any, source: str) -> Manifest:
     if isinstance(content, dict) and content.get("version") != FORMAT_VERSION:
-        raise CheckpointError(f"{source} has format version {content.get('version')!r}, expected {FORMAT_VERSION}")
+        raise CheckpointError(
+            f"{source} has format version {content.get('version')!r}, expected {FORMAT_VERSION}", _writer(content)
+        )
     try:
         return Manifest.model_validate(content)
-    except (ValidationError, RecursionError) as error:
-        reason = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "nested too deeply"}
+    except RecursionError as error:
+        raise CheckpointError(f"{source} is nested too deeply") from error
+    except ValidationError as error:
+        reason = error.errors()[0]
         place = ".".join(map(str, reason["loc"]))
-        raise CheckpointError(f"{source}: {place}: {reason['msg']}") from error
+        lacks = f"{source} lacks {place}, which format version {FORMAT_VERSION} needs"
+        message = lacks if reason["type"] == "missing" else f"{source}: {place}: {reason['msg']}"
+        raise CheckpointError(message, _writer(content)) from error
+
+
+def _writer(content: Any) -> str:
+    """What reads a manifest that this version does not: the version that wrote it, if it says so."""
+    try:
+        return f"resume with slideformer {content['run']['versions']['slideformer']:.40}, which wrote it"
+    except (KeyError, TypeError, ValueError):
+        return "resume with the version of slideformer that wrote it"
 
 
 def _digest(content: Any) -> str:
