@@ -78,7 +78,7 @@ def test_it_is_told_with_the_plan_and_what_would_fit_and_the_next_try_works(
 
 
 def test_what_is_named_fits_and_needs_less(config: Path, monkeypatch: pytest.MonkeyPatch):
-    for module in ("job", "out_of_memory"):
+    for module in ("planning", "out_of_memory"):
         monkeypatch.setattr(f"slideformer.{module}.resident_bytes", lambda: 300 * MIB)  # it grows as tests run
     with monkeypatch.context() as patch:
         patch.setattr(compute, "block_recorded", failing_at(2, compute.block_recorded))

@@ -31,10 +31,10 @@ def test_a_stopped_run_is_continued_with_the_command_it_prints(
     config = write_config(tmp_path / "b.yaml", model, data, tmp_path / "b", **settings)
     step = Engine.train_step
 
-    def signalled(self, batch, hyper, max_norm):
+    def signalled(self, batch, hyper, max_norm, **how):
         if hyper.step == 2:
             os.kill(os.getpid(), number)
-        return step(self, batch, hyper, max_norm)
+        return step(self, batch, hyper, max_norm, **how)
 
     handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)]
     monkeypatch.setattr(Engine, "train_step", signalled)

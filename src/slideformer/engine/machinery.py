@@ -1,5 +1,6 @@
 """The parts of a running engine, wired together, and the few named moves a step makes with them."""
 
+import math
 from collections.abc import Iterable
 from functools import partial
 from itertools import chain
@@ -63,8 +64,7 @@ class StepResult:
     @property
     def non_finite(self) -> list[str]:
         """Units whose gradient was not finite, so that the step was left out. Waits for the step's last update."""
-        self._updates.wait_done(self.pending)
-        return self.pending.non_finite
+        return [] if math.isfinite(self.grad_norm) else self.pending.non_finite
 
     @property
     def optimizer_seconds(self) -> float:
