@@ -22,7 +22,7 @@ from slideformer.data_settings import Source
 from slideformer.setting_words import expected, in_yaml
 
 if TYPE_CHECKING:
-    from mkdocs.structure.files import Files
+    from mkdocs.structure.files import Files  # pyright: ignore[reportMissingImports]  # only where the site is built
 
 ROOT = Path(__file__).parent.parent
 PLAN_HERE = re.compile(r"<!-- plan of (\S+) -->")
@@ -36,7 +36,7 @@ GROUP_TITLES = {
 
 def on_files(files: "Files", config: Any) -> "Files":
     """Adds the pages to the site; mkdocs calls this."""
-    from mkdocs.structure.files import File
+    from mkdocs.structure.files import File  # pyright: ignore[reportMissingImports]  # only where the site is built
 
     for path, make in PAGES.items():
         files.append(File.generated(config, path, content=make()))
