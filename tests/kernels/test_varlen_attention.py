@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from slideformer.kernels import varlen_attention
 from slideformer.kernels.varlen_attention import agrees_with_reference, varlen_attention_reference
@@ -54,3 +55,14 @@ def test_a_kernel_with_other_arguments_is_not_used_and_says_so(monkeypatch: pyte
 def test_there_is_no_kernel_on_the_cpu():
     query = torch.zeros(1, 4, 8, 64, dtype=torch.bfloat16)
     assert not varlen_attention.takes(query, query)
+
+
+def test_the_first_use_inside_a_block_leaves_nothing_with_the_block(monkeypatch: pytest.MonkeyPatch):
+    """A block that is recomputed counts the tensors it saved; the comparison's own must not be among them."""
+    monkeypatch.setattr(varlen_attention, "varlen_attn", kernel())
+
+    def not_mine(_: Any) -> Any:
+        raise AssertionError("a tensor of the comparison was saved with the block's")
+
+    with saved_tensors_hooks(not_mine, not_mine), warnings.catch_warnings(action="error"):
+        assert agrees_with_reference(CPU, torch.bfloat16)

@@ -20,6 +20,9 @@ class Sizes:
         host_boundaries: layers (the first ones) whose boundary activations go to host memory.
         head_chunk: tokens whose logits exist at once.
         kept: layers (the last ones) whose forward is kept whole for backward; the others are recomputed.
+        kept_outputs: layers (those before the kept ones) of which the expensive operators' outputs are kept.
+        resident: layers (the first ones) whose durable state is in the device's memory, and updated there.
+        resident_ends: whether that of embedding, head and what else is outside the blocks is there, too.
         disk_blocks: layers whose durable state, but for the weights that the device fetches, is on disk.
         optimizer_state: what the optimizer's moments are stored in.
     """
@@ -32,6 +35,9 @@ class Sizes:
     host_boundaries: int
     head_chunk: int
     kept: int = 0
+    kept_outputs: int = 0
+    resident: int = 0
+    resident_ends: bool = False
     disk_blocks: int = 0
     optimizer_state: OptimizerState = "fp32"
 
