@@ -79,7 +79,8 @@ def varlen_attention_reference(
 def agrees_with_reference(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether output and gradients are the reference's on this device; says so once if they are not."""
     try:
-        worst = max(_probe_error(device, dtype, window) for window in (None, PROBE_WINDOW))
+        with saved_tensors_hooks(as_it_is, as_it_is):  # called inside a block, whose saved tensors are counted
+            worst = max(_probe_error(device, dtype, window) for window in (None, PROBE_WINDOW))
         reason = f"it is {worst:.1e} from its reference" if not worst <= NOTICEABLE else ""
     except Exception as error:  # a kernel that this build lacks, arguments that this version does not know
         reason = f"{type(error).__name__}: {error}"
@@ -97,8 +98,7 @@ def _probe_error(device: torch.device, dtype: torch.dtype, window: int | None) -
     shapes = ((1, heads, sum(PROBE_LENGTHS), 64) for heads in (4, 2, 2))
     query, key, value = (torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes)
     bounds = torch.tensor([0, *PROBE_LENGTHS]).cumsum(0).to(device)
-    # The first use may be inside a block whose saved tensors are counted: these are not the block's.
-    with torch.enable_grad(), saved_tensors_hooks(as_it_is, as_it_is):
+    with torch.enable_grad():
         ours = varlen_attention(query, key, value, bounds, PROBE_LENGTHS, window, PROBE_SCALE)
         expected = varlen_attention_reference(query, key, value, PROBE_LENGTHS, window, PROBE_SCALE)
     weights = torch.randn(expected.shape, generator=generator).to(device)
