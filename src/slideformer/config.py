@@ -82,6 +82,10 @@ class Config(Section):
         default=None, ge=1, description="steps between two checkpoints; null: none, only the model at the end"
     )
     save_total_limit: int | None = Field(default=None, ge=1, description="checkpoints to keep; null: all")
+    save_in_background: bool = Field(
+        default=True,
+        description="write checkpoints while training goes on, from copies in host memory where the plan has room",
+    )
     export_checkpoints: bool = Field(
         default=False, description="write checkpoint-N/model, a Hugging Face directory, with each checkpoint"
     )
@@ -179,6 +183,11 @@ class Config(Section):
     @classmethod
     def _zero_is_off(cls, value: float | None) -> float | None:
         return value or None
+
+    @property
+    def saves_in_background(self) -> bool:
+        """Whether checkpoints that are due by themselves let training go on; with an export it stands still."""
+        return self.save_in_background and self.save_steps is not None and not self.export_checkpoints
 
     @property
     def evaluates(self) -> bool:

@@ -55,6 +55,7 @@ def plan_run(
         config.window_depth,
         recompute_all=bool(config.gradient_checkpointing),
         optimizer_state=config.optimizer_state,
+        saves_in_background=config.saves_in_background,
     )
     host = config.budget.host_bytes or machine.host_bytes
     gpu = machine.allocatable_bytes(config.budget.gpu_bytes)

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,17 +15,24 @@ from slideformer.models.hub import read_config, resolve
 from slideformer.models.meta import build_on_meta
 from slideformer.models.stream_in import stream_in
 from slideformer.models.stream_out import stream_out
-from slideformer.storage.checkpoint import keep_newest, write_checkpoint
+from slideformer.storage.checkpoint import UnitState, keep_newest, write_checkpoint
 
 
 def save_checkpoint(engine: Engine, job: Job, step: int) -> Path:
     """Write what `step` left, to be resumed from; removes the oldest checkpoints beyond `save_total_limit`."""
-    config, started = job.config, time.perf_counter()
-    beside = (lambda directory: save(engine, job, directory / "model")) if config.export_checkpoints else None
-    path = write_checkpoint(config.output_dir, step, job.facts, engine.unit_states(), beside)
+    started = time.perf_counter()
+    export = (lambda directory: save(engine, job, directory / "model")) if job.config.export_checkpoints else None
+    path = write_state(job, step, engine.unit_states(), export)
+    print(f"saved {path} in {time.perf_counter() - started:.1f} s")
+    return path
+
+
+def write_state(job: Job, step: int, units: Mapping[str, UnitState], beside: Callable[[Path], None] | None) -> Path:
+    """Write a checkpoint, and remove the oldest ones; `beside` is called with its directory before it is published."""
+    config = job.config
+    path = write_checkpoint(config.output_dir, step, job.facts, units, beside)
     if config.save_total_limit:
         keep_newest(config.output_dir, config.save_total_limit)
-    print(f"saved {path} in {time.perf_counter() - started:.1f} s")
     return path
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from slideformer.background_saving import BackgroundSaving
 from slideformer.best_model import BestModel
 from slideformer.callbacks.trackers import tracker_callbacks
 from slideformer.callbacks.transformers_callbacks import Callback, HuggingFaceListener
@@ -108,14 +109,23 @@ class Trainer:
         past = read_log(self.config.output_dir / EVALS, EvalStats)
         best = BestModel(self.config.output_dir, begin=done is None)
         interludes = Interludes(engine, job, listener, self._wishes, past, best)
+        saving = BackgroundSaving(engine, job, listener)
         try:
             listener.began(run_record(job), done or 0)
-            with StopRequest(self._wishes), _explained(engine, job.batches()):
-                return self._loop(engine, job, done or 0, listener, interludes)
+            with StopRequest(self._wishes), _explained(engine, job.batches()), saving.ended_if_training_fails():
+                return self._loop(engine, job, done or 0, listener, interludes, saving)
         finally:
             listener.ended()
 
-    def _loop(self, engine: Engine, job: Job, done: int, listener: Listener, interludes: Interludes) -> Path | None:
+    def _loop(
+        self,
+        engine: Engine,
+        job: Job,
+        done: int,
+        listener: Listener,
+        interludes: Interludes,
+        saving: BackgroundSaving,
+    ) -> Path | None:
         """Steps `done` + 1 to the last; or, if a stop is wished for, to the checkpoint that is returned."""
         stream, wishes, step = job.batches(), self._wishes, done
         recorder = Recorder(engine, listener, stream.steps_per_epoch)
@@ -127,17 +137,24 @@ class Trainer:
             batch, hyper = stream.at(step - 1), hyper_at(self.config, job.steps, step)
             result = engine.train_step(batch, hyper, self.config.max_grad_norm, skip_non_finite=skips)
             recorder.add(step, hyper, batch, result)
+            saving.recorded(step - 1)
             if interludes.due(step):
                 with recorder.between_steps():
                     interludes.hold(step)
             if interludes.enough or wishes.finish:
                 break
             if step < job.steps and self._checkpoint_due(step):
+                if self.config.saves_in_background and not wishes.stop:
+                    saving.begin(step)
+                    wishes.save = False
+                    continue
                 with recorder.between_steps():
+                    saving.finish()
                     path = self._save_checkpoint(engine, job, step, listener)
                 if wishes.stop:
                     return path
         recorder.finish()
+        saving.finish()
         wishes.finish = False
         save_result(engine, job, interludes.best)
         listener.saved(step, self.config.output_dir)

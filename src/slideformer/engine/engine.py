@@ -16,13 +16,15 @@ from slideformer.engine.evaluate import Evaluation, evaluate
 from slideformer.engine.generate import OnToken, batching_for, generate
 from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, UNUSED, Machinery, StepResult
 from slideformer.engine.sampling import Decoding
+from slideformer.engine.snapshot import Snapshot
 from slideformer.engine.step import train_step
 from slideformer.engine.updates import StepUpdates
 from slideformer.errors import EngineFailed
 from slideformer.kernels.attention import preferred_attention
 from slideformer.layout import FlatLayout
 from slideformer.memory.disk_state import units_on_disk
-from slideformer.memory.host import HostAllocator
+from slideformer.memory.host import HostAllocator, LayerState
+from slideformer.memory.snapshot import SnapshotMemory
 from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.threads import cpu_threads
@@ -81,9 +83,14 @@ class Engine:
                 self._machinery = Machinery(
                     decoder, self.lanes, self.allocator, self.states, self._records, sizes, dtype
                 )  # fmt: skip
+                self._state_bytes = {
+                    unit: LayerState.bytes_needed(layout, sizes.moment_dtype) for unit, layout in units.items()
+                }
+                self._snapshot_memory = SnapshotMemory(self._state_bytes.values(), sizes.snapshot_units, self.allocator)
             except BaseException:
                 self._records.close()
                 raise
+        self._snapshot: Snapshot | None = None
         self.origin: Origin | None = None
         self._failure: BaseException | None = None
         self._pending: StepResult | None = None
@@ -277,10 +284,33 @@ class Engine:
     def unit_states(self) -> dict[str, UnitState]:
         """Everything durable, where it lies, after the last update; write to it only before the first step."""
         self.drain()
+        return self._unit_states()
+
+    def _unit_states(self) -> dict[str, UnitState]:
         return {unit: UnitState(state.layout, state.opened, state.missed) for unit, state in self.states.items()}
+
+    def begin_snapshot(self) -> Snapshot:
+        """What `unit_states` would be now, kept while later steps go on; waits for nothing. One at a time: a snapshot
+        holds until `end_snapshot`.
+
+        Raises:
+            EngineFailed: an earlier step failed.
+        """
+        self._refuse_after_failure()
+        assert self._snapshot is None, "one snapshot at a time"
+        updates = self._machinery.updates
+        self._snapshot = Snapshot(self._unit_states(), self._state_bytes, self._snapshot_memory, updates)
+        return self._snapshot
+
+    def end_snapshot(self) -> None:
+        """Give up what the snapshot still holds, if there is one; from any thread."""
+        if self._snapshot is not None:
+            self._snapshot.close()
+            self._snapshot = None
 
     def close(self) -> None:
         """Stop the worker and free pinned memory."""
+        self.end_snapshot()
         self._machinery.updates.worker.close()
         try:
             self._records.close()

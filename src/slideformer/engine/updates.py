@@ -91,6 +91,18 @@ class Records(Protocol):
         ...
 
 
+class Watcher(Protocol):
+    """Keeps units as one step left them."""
+
+    def before_update(self, unit: str) -> None:
+        """An update of a later step is about to change `unit`."""
+        ...
+
+    def after_update(self) -> None:
+        """An update has run."""
+        ...
+
+
 class Updates:
     """The queue of pending updates and the worker that serves it.
 
@@ -104,6 +116,8 @@ class Updates:
         self._lock = threading.Lock()
         self._pending: list[Update] = []
         self._unfinished: Counter[str] = Counter()
+        self._watcher: Watcher | None = None
+        self._kept_steps: set[StepUpdates] = set()
         self.worker = lanes.start_worker("optimizer", self._work)
 
     def submit(
@@ -135,6 +149,20 @@ class Updates:
 
     def wait_fresh(self, unit: str) -> None:
         self.worker.wait_until(lambda: self._unfinished[unit] == 0)
+
+    def watch(self, watcher: Watcher) -> None:
+        """From now on tell `watcher` of updates; what has been submitted by now belongs to the state it keeps."""
+        with self._lock:
+            self._kept_steps = {update.step for update in self._pending}
+        self._watcher = watcher
+
+    def settled(self, unit: str) -> bool:
+        """Whether all updates of `unit` that had been submitted when the watcher came are over."""
+        with self._lock:
+            return not any(update.unit == unit and update.step in self._kept_steps for update in self._pending)
+
+    def unwatch(self) -> None:
+        self._watcher = None
 
     def wait_done(self, step: StepUpdates) -> None:
         """Block until the step's updates have run; its norm is known from then on."""
@@ -186,6 +214,7 @@ class Updates:
         step.settle_norm()
         if step.non_finite:
             for unit in {update.unit for update in updates}:
+                self._about_to_change(unit, step)
                 self._skip(unit)
 
     def _read_squares(self, update: Update) -> None:
@@ -217,6 +246,7 @@ class Updates:
             if step.max_norm is not None:
                 assert step.norm is not None
                 scale = min(1.0, step.max_norm / (step.norm + CLIP_EPSILON))
+            self._about_to_change(update.unit, step)
             started = time.perf_counter()
             update.apply(replace(step.hyper, grad_scale=scale))
             step.busy_seconds += time.perf_counter() - started
@@ -228,6 +258,10 @@ class Updates:
                 "the weights in memory are those of different steps; continue from the last saved model",
             ) from error
 
+    def _about_to_change(self, unit: str, step: StepUpdates) -> None:
+        if (watcher := self._watcher) is not None and step not in self._kept_steps:
+            watcher.before_update(unit)
+
     def _finish(self, update: Update) -> None:
         for gradient in update.gradients:
             gradient.release()
@@ -235,3 +269,5 @@ class Updates:
             self._pending.remove(update)
             self._unfinished[update.unit] -= 1
             update.step.finished += 1
+        if (watcher := self._watcher) is not None:
+            watcher.after_update()

@@ -13,6 +13,7 @@ from slideformer.memory.feed import TokenFeed
 from slideformer.memory.gradients import GradientRing
 from slideformer.memory.head import HeadWeight
 from slideformer.memory.host import LayerState
+from slideformer.memory.snapshot import SnapshotMemory
 from slideformer.memory.window import LayerWindow
 from slideformer.plan.sizes import Sizes
 from slideformer.storage.disk import DiskFile
@@ -107,9 +108,9 @@ def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
     block = GradientRing.numel_for(model.block_layouts)
     boundary = sizes.micro_batch_tokens * model.hidden
     on_disk = _records(model, sizes, dtype)
-    states = sum(LayerState.bytes_needed(layout, sizes.moment_dtype) for layout in model.layouts.values())
+    states = [LayerState.bytes_needed(layout, sizes.moment_dtype) for layout in model.layouts.values()]
     return {
-        "weights and optimizer state": states - sum(on_disk.values()),
+        "weights and optimizer state": sum(states) - sum(on_disk.values()),
         "disk buffers": RecordRing.bytes_needed(on_disk.values()),
         "gradients": GradientRing.host_bytes_needed(block, sizes.gradient_slots, dtype)
         + (model.layouts[model.head].trained_numel + model.layouts[model.shell].trained_numel) * dtype.itemsize,
@@ -120,6 +121,7 @@ def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
             sizes.boundaries_on_host(len(model.blocks)), sizes.micro_batches, boundary, dtype.itemsize
         ),
         "token ids": TokenFeed.bytes_needed(sizes.step_indices),
+        "checkpoint copies": SnapshotMemory.bytes_needed(states, sizes.snapshot_units),
     }
 
 

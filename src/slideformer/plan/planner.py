@@ -31,6 +31,7 @@ class Workload:
         clipping: whether gradients wait for their norm.
         recompute_all: keep nothing of a block's forward for its backward.
         optimizer_state: what the optimizer's moments are stored in.
+        saves_in_background: spend host memory that is left on copies of states, to write checkpoints from.
     """
 
     batch_size: int
@@ -40,6 +41,7 @@ class Workload:
     window_depth: int | None = None
     recompute_all: bool = False
     optimizer_state: OptimizerState = "fp32"
+    saves_in_background: bool = False
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,12 @@ def make_plan(
     plans = [plan_of(sizes) for sizes in _candidates(model, workload, dtype)]
     for plan in plans:
         if _fits(plan):
-            return _keep_what_fits(plan, workload, plan_of)
+            return _copy_what_fits(_keep_what_fits(plan, workload, plan_of), workload, plan_of)
     if disk_budget_bytes is not None:
         for plan in (plan for plan in plans if plan.fits_device):
             with_disk = fewest_on_disk(plan, plan_of)
             if _fits(with_disk):
-                return _keep_what_fits(with_disk, workload, plan_of)
+                return _copy_what_fits(_keep_what_fits(with_disk, workload, plan_of), workload, plan_of)
     raise _does_not_fit(_least_demanding(plans), workload, plan_of)
 
 
@@ -174,6 +176,12 @@ def _keep_what_fits(plan: Plan, workload: Workload, plan_of: Callable[[Sizes], P
     """Spend the memory that is left on keeping forwards for their backward, the last layers first."""
     most = 0 if workload.recompute_all else len(plan.model.blocks)
     return _last_that_fits([replace(plan.sizes, kept=kept) for kept in range(most + 1)], plan_of)
+
+
+def _copy_what_fits(plan: Plan, workload: Workload, plan_of: Callable[[Sizes], Plan]) -> Plan:
+    """Spend what is left on host memory for copies of units, so that updates do not wait for a checkpoint's writer."""
+    most = len(plan.model.layouts) if workload.saves_in_background else 0
+    return _last_that_fits([replace(plan.sizes, snapshot_units=units) for units in range(most + 1)], plan_of)
 
 
 def _last_that_fits(ascending: list[Sizes], plan_of: Callable[[Sizes], Plan]) -> Plan:

@@ -25,6 +25,7 @@ class Sizes:
         resident_ends: whether that of embedding, head and what else is outside the blocks is there, too.
         disk_blocks: layers whose durable state, but for the weights that the device fetches, is on disk.
         optimizer_state: what the optimizer's moments are stored in.
+        snapshot_units: units whose state may be held a second time, in host memory, while a checkpoint is written.
     """
 
     window_depth: int
@@ -40,6 +41,7 @@ class Sizes:
     resident_ends: bool = False
     disk_blocks: int = 0
     optimizer_state: OptimizerState = "fp32"
+    snapshot_units: int = 0
 
     @property
     def moment_dtype(self) -> torch.dtype:
