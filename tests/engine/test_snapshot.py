@@ -253,6 +253,7 @@ def test_after_a_failed_update_what_is_whole_is_saved_and_nothing_else(
     failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run, step, begun = Run("qwen3", 0.5, ALL_UNITS), LayerState.update, threading.Event()
+    files, _ = at_a_standstill("qwen3", 0.5)
 
     def update(state: LayerState, gradient: torch.Tensor, reached: object, hyper: object) -> None:
         if hyper.step == failing and state.name.endswith("layers.2"):  # type: ignore[attr-defined]
@@ -273,7 +274,7 @@ def test_after_a_failed_update_what_is_whole_is_saved_and_nothing_else(
             with pytest.raises(CheckpointError, match="before model.layers.2 was updated"):
                 written.result(timeout=30)
         else:
-            assert contents(written.result(timeout=30)) == at_a_standstill("qwen3", 0.5)[0]
+            assert contents(written.result(timeout=30)) == files
 
 
 @pytest.mark.timeout(60)
