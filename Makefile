@@ -17,7 +17,7 @@ demo: $(VENV)/.demo  # fine-tunes a real model on real data
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-kill-test: $(VENV)/.dev  # 100 runs killed at seeded moments and resumed
+kill-test: $(VENV)/.dev  # 200 runs, on two tiers, killed at seeded moments and resumed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/promises/test_resume.py -m 'slow or not slow'
 
 fuzz-test: $(VENV)/.dev  # 5,000 inputs of each kind of file

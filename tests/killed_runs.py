@@ -9,9 +9,10 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,14 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slideformer import saving
+from slideformer import job, saving
 from slideformer.cli import main
-from slideformer.engine import compute
+from slideformer.engine import compute, snapshot
 from slideformer.memory.host import LayerState
 from slideformer.models import stream_out
 from slideformer.optim.adamw import LayerAdam
 from slideformer.run_directory import RecordLog
 from slideformer.storage import checkpoint, tensor_file
+from slideformer.storage.disk import DiskFile
 
 DEADLINE_SECONDS = 120
 PRELOADED = ["slideformer.trainer", "slideformer.cli", "transformers.models.qwen3.modeling_qwen3", "torch._dynamo"]
@@ -39,6 +41,9 @@ CALLS: dict[str, tuple[Any, str]] = {
     "backward": (compute, "block_backward"),
     "update": (LayerAdam, "step"),
     "record": (RecordLog, "write"),
+    "copy a unit": (snapshot, "StateCopy"),
+    "read from the disk tier": (DiskFile, "_read"),
+    "write to the disk tier": (DiskFile, "_write"),
     "save a unit": (checkpoint, "write_tensors"),
     "save the manifest": (checkpoint, "write_manifest"),
     "fsync": (os, "fsync"),
@@ -50,6 +55,7 @@ CALLS: dict[str, tuple[Any, str]] = {
     "replace": (os, "replace"),
 }
 MOMENTS = [*CALLS, "within a file"]
+DISK_MOMENTS = ["read from the disk tier", "write to the disk tier"]
 FIRST_RUN = [name for name in MOMENTS if name != "restore a unit"]
 
 
@@ -62,11 +68,21 @@ class Kill:
     after: bool
 
 
-def start(words: list[str], log: Path, kill: Kill | None = None, counts: Path | None = None) -> BaseProcess:
-    """Run the command line in a new process; `counts` gets how often each moment came."""
+def start(
+    words: list[str],
+    log: Path,
+    kill: Kill | None = None,
+    counts: Path | None = None,
+    sizes: dict[str, int] | None = None,
+) -> BaseProcess:
+    """Run the command line in a new process; `counts` gets how often each moment came.
+
+    Args:
+        sizes: of the plan's, those that are to be others, as if budgets had led to them.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_run, args=(words, log, kill, counts))
+    process = context.Process(target=_run, args=(words, log, kill, counts, sizes or {}))
     process.start()
     return process
 
@@ -87,12 +103,20 @@ def killed_after(process: BaseProcess, seconds: float) -> int:
     return finished(process)
 
 
-def _run(words: list[str], log: Path, kill: Kill | None, counts: Path | None) -> None:
+def _run(words: list[str], log: Path, kill: Kill | None, counts: Path | None, sizes: dict[str, int]) -> None:
     os.sched_setaffinity(0, {random.choice(list(os.sched_getaffinity(0)))})  # one thread is fastest for tiny models
     torch.set_num_threads(1)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a kill leaves what was said
+    plan_run = job.plan_run
+
+    def other_plan(*args: Any, **kwargs: Any) -> Any:
+        plan = plan_run(*args, **kwargs)
+        return replace(plan, sizes=replace(plan.sizes, **sizes))
+
+    job.plan_run = other_plan
     counters = {name: count() for name in MOMENTS}
 
     def reached(name: str, number: int, after: bool) -> None:
