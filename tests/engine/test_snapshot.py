@@ -1,5 +1,6 @@
 """A checkpoint written while training goes on is the one that a standstill would have written, and costs no bit."""
 
+import itertools
 import math
 import threading
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from slideformer.engine.snapshot import Snapshot
 from slideformer.engine.updates import Updates
 from slideformer.errors import CheckpointError, DiskError, WorkerFailed
 from slideformer.memory.host import LayerState
+from slideformer.memory.snapshot import StateCopy
 from slideformer.optim.adamw import LayerAdam
 from slideformer.plan.sizes import Sizes
 from slideformer.schedule_fuzzer import fuzzed_lanes
@@ -143,7 +146,7 @@ def test_a_unit_is_taken_before_its_update(
 ):
     """With the writer so late that all steps are over, only the optimizer can have kept what was there."""
     if not guarded:
-        monkeypatch.setattr(Updates, "_about_to_change", lambda *_: None)
+        monkeypatch.setattr(Updates, "about_to_change", lambda *_: None)
     run = Run("qwen3", max_norm, ALL_UNITS, on_disk)
     with run.engine(tmp_path) as engine:
         run.train(engine, 0, SAVED)
@@ -288,3 +291,39 @@ def test_a_record_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytes
         written = pool.submit(write_checkpoint, tmp_path, SAVED, FACTS, snapshot.unit_states())
         with pytest.raises(DiskError, match="model.layers.3"):
             written.result(timeout=30)
+
+
+class Injected(Exception):
+    """No error of the project's."""
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("number", range(12))
+def test_a_copy_that_fails_is_told_and_nothing_hangs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Ahead, or for the writer, it costs the checkpoint; before an update it fails the step, as any error there."""
+    calls, threads, after = itertools.count(), set(threading.enumerate()), number % 2 == 1
+
+    def copy(*args: Any) -> StateCopy:
+        due = next(calls) == number // 2
+        if due and not after:
+            raise Injected
+        made = StateCopy(*args)
+        if due:
+            raise Injected
+        return made
+
+    run = Run("qwen3", (None, 0.5)[number % 2], ALL_UNITS, seed=number)
+    states = at_a_standstill("qwen3", run.max_norm)[1]
+    monkeypatch.setattr("slideformer.engine.snapshot.StateCopy", copy)
+    with run.engine(tmp_path) as engine:
+        run.train(engine, 0, SAVED)
+        with pytest.raises((Injected, WorkerFailed)) as told, saving_meanwhile(engine, tmp_path):
+            run.train(engine, SAVED, LAST)
+        if told.type is Injected:
+            run.train(engine, engine._pending.pending.hyper.step if engine._pending else 0, LAST)
+            assert differences(states_of(engine), states) == []
+            assert len(engine._snapshot_memory._free) == len(engine.states)
+        else:
+            assert isinstance(told.value.__cause__, Injected)
+    assert set(threading.enumerate()) == threads
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".") or "checkpoint" in path.name]

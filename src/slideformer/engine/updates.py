@@ -164,6 +164,12 @@ class Updates:
     def unwatch(self) -> None:
         self._watcher = None
 
+    def about_to_change(self, unit: str, step: StepUpdates) -> None:
+        """Called by whoever changes a unit's state for a step, right before, in whatever thread: the watcher may have to
+        take it first."""
+        if (watcher := self._watcher) is not None and step not in self._kept_steps:
+            watcher.before_update(unit)
+
     def wait_done(self, step: StepUpdates) -> None:
         """Block until the step's updates have run; its norm is known from then on."""
         self.worker.wait_until(lambda: step.done)
@@ -214,7 +220,7 @@ class Updates:
         step.settle_norm()
         if step.non_finite:
             for unit in {update.unit for update in updates}:
-                self._about_to_change(unit, step)
+                self.about_to_change(unit, step)
                 self._skip(unit)
 
     def _read_squares(self, update: Update) -> None:
@@ -246,7 +252,7 @@ class Updates:
             if step.max_norm is not None:
                 assert step.norm is not None
                 scale = min(1.0, step.max_norm / (step.norm + CLIP_EPSILON))
-            self._about_to_change(update.unit, step)
+            self.about_to_change(update.unit, step)
             started = time.perf_counter()
             update.apply(replace(step.hyper, grad_scale=scale))
             step.busy_seconds += time.perf_counter() - started
@@ -257,10 +263,6 @@ class Updates:
                 f"step {step.hyper.step}: the update of {update.unit} failed: {type(error).__name__}: {error}",
                 "the weights in memory are those of different steps; continue from the last saved model",
             ) from error
-
-    def _about_to_change(self, unit: str, step: StepUpdates) -> None:
-        if (watcher := self._watcher) is not None and step not in self._kept_steps:
-            watcher.before_update(unit)
 
     def _finish(self, update: Update) -> None:
         for gradient in update.gradients:
