@@ -51,7 +51,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
 
 def tight_budget(runs: Runs) -> dict[str, Any]:
     """What host memory needs at the least, half a block's state more, and a directory."""
-    needed = job.plan_for(load_config(runs.config("need", {}), []))
+    needed = job.plan_for(load_config(runs.config("need", {}, save_in_background=False), []))
     state = needed.host["weights and optimizer state"]
     host = needed.host_peak_bytes - state // (4 * BLOCKS)
     with pytest.raises(DoesNotFit, match="host memory needs"):

@@ -96,10 +96,12 @@ class HuggingFaceListener(Listener):
         self._do_as_asked()
 
     def saved(self, step: int, path: Path) -> None:
-        """Of checkpoints only: callbacks look for `output_dir/checkpoint-{global_step}`."""
+        """Of checkpoints only: callbacks look for `output_dir/checkpoint-{global_step}`, also once later steps are over."""
         self._complete = path == self._output_dir
         if not self._complete:
+            now, self._state.global_step = self._state.global_step, step
             self._tell("on_save")
+            self._state.global_step = now
 
     def ended(self) -> None:
         if not self._begun:
