@@ -96,7 +96,7 @@ class HuggingFaceListener(Listener):
         self._do_as_asked()
 
     def saved(self, step: int, path: Path) -> None:
-        """Of checkpoints only: callbacks look for `output_dir/checkpoint-{global_step}`, also once later steps are over."""
+        """Of checkpoints only: callbacks look for `output_dir/checkpoint-{global_step}`, after later steps, too."""
         self._complete = path == self._output_dir
         if not self._complete:
             now, self._state.global_step = self._state.global_step, step

@@ -165,8 +165,8 @@ class Updates:
         self._watcher = None
 
     def about_to_change(self, unit: str, step: StepUpdates) -> None:
-        """Called by whoever changes a unit's state for a step, right before, in whatever thread: the watcher may have to
-        take it first."""
+        """Called by whoever changes a unit's state for a step, right before, in whatever thread: the watcher may have
+        to take it first."""
         if (watcher := self._watcher) is not None and step not in self._kept_steps:
             watcher.before_update(unit)
 
