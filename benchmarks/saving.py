@@ -46,6 +46,7 @@ from slideformer.models.architecture import Decoder  # noqa: E402
 from slideformer.optim.adamw import AdamWStep  # noqa: E402
 from slideformer.plan.machine import Machine, resident_bytes  # noqa: E402
 from slideformer.plan.planner import Plan, Workload, make_plan  # noqa: E402
+from slideformer.saving import give_way  # noqa: E402
 from slideformer.storage.checkpoint import find_checkpoints, restore, write_checkpoint  # noqa: E402
 from slideformer.storage.manifest import Data, RunFacts, read_manifest  # noqa: E402
 from slideformer.units import GIB, parse_bytes  # noqa: E402
@@ -121,7 +122,7 @@ class Turns:
     def meanwhile(self) -> dict[str, float]:
         self._make_room()
         began, saved_at = time.perf_counter(), []
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1, initializer=give_way) as pool:
             units = self.engine.begin_snapshot().unit_states()
             written = pool.submit(self._write, units, self.at, lambda: saved_at.append(time.perf_counter()))
             seconds = self.steps(self.case.arguments.steps)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,6 +95,15 @@ def test_training_goes_on_and_is_told_when_it_is_durable(runs: Runs, monkeypatch
     assert told.index("saved 2") > told.index(3) and told[-1] == "saved 6"
     assert [entry for entry in told if isinstance(entry, str)] == ["saved 2", "saved 4", "saved 6"]
     assert [path.name for path in find_checkpoints(runs.directory / "told")] == ["checkpoint-4"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+def test_what_writes_gives_way_to_what_trains(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    slow(monkeypatch, lambda: seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert main(["train", str(runs.config("polite"))]) == 0
+    assert set(seen) == {19} and os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
 
 
 def test_a_checkpoint_is_published_behind_the_records_of_its_step(runs: Runs, monkeypatch: pytest.MonkeyPatch):

@@ -13,7 +13,7 @@ from slideformer.engine.snapshot import Snapshot
 from slideformer.errors import SlideFormerError
 from slideformer.events import Listener
 from slideformer.job import Job
-from slideformer.saving import write_state
+from slideformer.saving import give_way, write_state
 
 
 @dataclass
@@ -45,7 +45,7 @@ class BackgroundSaving:
         """
         self._end()
         save = _Save(step, self._engine.begin_snapshot())
-        thread = ThreadPoolExecutor(1, "saver")
+        thread = ThreadPoolExecutor(1, "saver", initializer=give_way)
         self._running = save, thread.submit(self._write, save), thread
 
     def recorded(self, step: int) -> None:

@@ -1,6 +1,9 @@
 """What a run leaves: the model as a Hugging Face directory, checkpoints to resume from, a model in another dtype."""
 
+import os
 import shutil
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +19,8 @@ from slideformer.models.meta import build_on_meta
 from slideformer.models.stream_in import stream_in
 from slideformer.models.stream_out import stream_out
 from slideformer.storage.checkpoint import UnitState, keep_newest, write_checkpoint
+
+LEAST_URGENT = 19  # as `nice`
 
 
 def save_checkpoint(engine: Engine, job: Job, step: int) -> Path:
@@ -34,6 +39,12 @@ def write_state(job: Job, step: int, units: Mapping[str, UnitState], beside: Cal
     if config.save_total_limit:
         keep_newest(config.output_dir, config.save_total_limit)
     return path
+
+
+def give_way() -> None:
+    """Let the threads that train have the processor before this one, and before those that it starts."""
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_URGENT)
 
 
 def save(engine: Engine, job: Job, directory: Path) -> None:
