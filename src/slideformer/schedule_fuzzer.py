@@ -234,9 +234,10 @@ class FuzzedLanes(Lanes):
 def fuzzed_lanes(seed: int, ignored_wait: str | None = None) -> tuple[Lanes, Scheduler]:
     """CPU lanes whose interleaving is drawn from `seed`."""
     scheduler = Scheduler(seed, ignored_wait)
-    compute, h2d, d2h = (scheduler.add(QueuedLane(name, scheduler)) for name in ("compute", "h2d", "d2h"))
+    names = ("compute", "h2d", "d2h", "update")
+    compute, h2d, d2h, update = (scheduler.add(QueuedLane(name, scheduler)) for name in names)
 
     def start_worker(name: str, work: Callable[[], bool]) -> QueuedWorker:
         return scheduler.add(QueuedWorker(name, work, scheduler))
 
-    return FuzzedLanes(torch.device("cpu"), compute, h2d, d2h, start_worker), scheduler
+    return FuzzedLanes(torch.device("cpu"), compute, h2d, d2h, update, start_worker), scheduler

@@ -1,7 +1,7 @@
 """Gradients on their way out: accumulated on the device, flushed to host buffers, handed to the optimizer."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,21 +13,25 @@ from slideformer.streams import Fence, Lanes
 
 @dataclass(eq=False)
 class HostGradient:
-    """A flushed gradient in host memory.
+    """A flushed gradient, in host memory unless its layer is resident.
 
     Attributes:
-        flat: [numel] in the dtype that crossed the link; valid once `landed` is done.
+        flat: [numel] in the dtype that crosses the link; valid once `landed` is done.
         sum_of_squares: float32 scalar on the host; valid once `landed` is done.
+        device_squares: the same on the device, for the compute lane, until the unit's next gradient.
         release: gives the buffer back for the next gradient.
         reached: names of the parameters that it is of; the others' gradient is not zero but none. Valid once `landed`
             is done.
+        copied: behind it `flat` can be read; None: by what the compute lane is given next.
     """
 
     flat: Tensor
     sum_of_squares: Tensor
+    device_squares: Tensor
     landed: Fence
     release: Callable[[], None]
     reached: Collection[str] = ()
+    copied: Fence | None = None
 
 
 class Accumulator:
@@ -134,6 +138,21 @@ class GradientRing:
         self.send(staged, slot[:numel])
         return self.landing(unit, slot[:numel], lambda: self._free.append(slot), accumulator.reached)
 
+    def hold(self, unit: int, accumulator: Accumulator, buffer: Tensor | None) -> HostGradient:
+        """As `flush`, of a resident layer: leave it on the device, in `buffer` [trained_numel], or where there is none
+        in staging, for what the compute lane is given next."""
+        numel = accumulator.flat.numel()
+        staged = self._staging[self._next][:numel]
+        if self._sum is not None:
+            staged = self._next_staging()[:numel]
+            self._lanes.compute.run(staged.copy_, accumulator.flat)
+        self._lanes.compute.run(set_sum_of_squares, staged, self._device_squares[unit])
+        if buffer is not None:
+            self._lanes.compute.run(buffer.copy_, staged)
+        self._lanes.d2h.wait(self._lanes.compute.record())
+        held = staged if buffer is None else buffer
+        return replace(self.landing(unit, held, lambda: None, accumulator.reached), copied=None)
+
     def flush_into(
         self, unit: int, gradient: Tensor, destination: Tensor, reached: Collection[str] = ()
     ) -> HostGradient:
@@ -156,9 +175,10 @@ class GradientRing:
     def landing(
         self, unit: int, destination: Tensor, release: Callable[[], None], reached: Collection[str]
     ) -> HostGradient:
-        squares = self._host_squares[unit]
-        self._lanes.d2h.run(copy_async, self._device_squares[unit], squares)
-        return HostGradient(destination, squares, self._lanes.d2h.record(), release, reached)
+        on_device, squares = self._device_squares[unit], self._host_squares[unit]
+        self._lanes.d2h.run(copy_async, on_device, squares)
+        landed = self._lanes.d2h.record()
+        return HostGradient(destination, squares, on_device, landed, release, reached, copied=landed)
 
     def _next_staging(self) -> Tensor:
         self._next = (self._next + 1) % self.STAGING
