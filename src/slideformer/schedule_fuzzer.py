@@ -20,7 +20,12 @@ from torch import Tensor
 from slideformer.errors import WorkerFailed
 from slideformer.streams import Fence, Lanes, raise_worker_error
 
-FORWARDING = ("<lambda>", "wait_fresh", "wait_done")  # functions that only pass on the wait of their caller
+FORWARDING = (
+    "<lambda>",
+    "wait_fresh",
+    "wait_done",
+    "wait_updated",
+)  # functions that only pass on the wait of their caller
 
 
 class Cell:

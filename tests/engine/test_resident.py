@@ -137,6 +137,6 @@ def test_resident_needs_bf16():
 
 
 def test_clipping_needs_memory_for_the_gradients_on_the_device():
-    with tiny_engine(tiny("llama"), replace(SLIDING, resident=1), torch.bfloat16) as engine:
-        with pytest.raises(ValueError, match="on the device"):
-            engine.train_step(batch_at(RECORDS, 4, 0), hyper_at(1), 1.0)
+    sizes = replace(SLIDING, resident=1)
+    with tiny_engine(tiny("llama"), sizes, torch.bfloat16) as e, pytest.raises(ValueError, match="on the device"):
+        e.train_step(batch_at(RECORDS, 4, 0), hyper_at(1), 1.0)

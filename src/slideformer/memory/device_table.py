@@ -77,7 +77,7 @@ class DeviceTable:
         return ring.flush_into(unit, gradient.view(-1), self._row_gradient[:count].view(-1))
 
     def apply(self, tied: bool, row_ids: Tensor, hyper: AdamWStep, gates: Sequence[Tensor]) -> None:
-        """Update all rows, with the gradients that were flushed last: of the rows `row_ids` and, if tied, of the head."""
+        """Update all rows, with the gradients flushed last: of the rows `row_ids` and, if tied, of the head."""
         if not tied:
             self.gradient.zero_()
         table = self.gradient[: self.vocabulary * self.width].view(self.vocabulary, self.width)
