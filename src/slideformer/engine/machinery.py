@@ -154,11 +154,10 @@ class Machinery:
     def _wire_head(self, allocator: HostAllocator, dtype: torch.dtype) -> None:
         unit = EMBEDDING if self.decoder.tied else HEAD
         state, shape = self.states[unit], self.decoder.head_shape
-        wait_fresh = partial(self.updates.wait_fresh, unit)
         if isinstance(state, DeviceState):
-            self.head = ResidentHead(self.lanes, shape, state, wait_fresh)
+            self.head: HeadWeight | ResidentHead = ResidentHead(self.lanes, shape, state)
         else:
-            fresh = partial(self.updates.fresh, unit)
+            fresh, wait_fresh = partial(self.updates.fresh, unit), partial(self.updates.wait_fresh, unit)
             self.head = HeadWeight(
                 self.lanes, shape, state.layout.numel, dtype, fresh, wait_fresh, state.copy_weights
             )  # fmt: skip

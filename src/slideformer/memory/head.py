@@ -71,20 +71,20 @@ class HeadWeight:
 class ResidentHead:
     """The head's weight where its state is on the device: used in place.
 
+    Its update is submitted before that of the shell, which each step begins by waiting for.
+
     Args:
         shape: [vocabulary, width].
-        wait_fresh: blocks until the last update was submitted.
     """
 
-    def __init__(self, lanes: Lanes, shape: tuple[int, int], state: DeviceState, wait_fresh: Callable[[], None]):
-        self._lanes, self._shape, self._state, self._wait_fresh = lanes, shape, state, wait_fresh
+    def __init__(self, lanes: Lanes, shape: tuple[int, int], state: DeviceState):
+        self._lanes, self._shape, self._state = lanes, shape, state
 
     def fetch(self) -> None:
         pass
 
     def weight(self) -> Tensor:
         """The weight, for computation submitted from here."""
-        self._wait_fresh()
         self._state.wait_updated(self._lanes.compute)
         return self._state.hi[: self._shape[0] * self._shape[1]].view(self._shape)
 
