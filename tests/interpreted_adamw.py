@@ -14,7 +14,6 @@ from torch import Tensor
 
 from slideformer.kernels.adamw_triton import adamw_triton
 from slideformer.optim.adamw import AdamWStep, LayerAdam
-from slideformer.optim.device_adam import as_bits
 from slideformer.optim.rounding import Rounding
 
 SIZE, STEPS = 5001, 3
@@ -22,13 +21,12 @@ ROUNDING = Rounding(seed=5, unit=2)
 
 
 def step(state: AdamState, gradient: Tensor | None, hyper: AdamWStep, gate: Tensor | None) -> None:
-    tensors = [as_bits(tensor) for tensor in state.tensors().values()]
     scalars = vars(hyper.scalars())
     for start, stop, decayed in cut(SIZE):
         decay = scalars["decay"] if decayed else 1.0
         adamw_triton(
-            *tensors,
-            None if gradient is None else as_bits(gradient),
+            *state.tensors().values(),
+            gradient,
             gate,
             (start, stop),
             **scalars | {"decay": decay},

@@ -2,26 +2,18 @@
 
 Every fused multiply-add is explicit and none is added (`enable_fp_fusion=False`), square root and division are those
 rounded to nearest, and denormals are kept: an element gets the bits that the CPU gives it. 16-bit floats are read and
-written as the int16 they are made of, so that no conversion has a rounding of its own.
+written as the int16 they are made of.
 """
 
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
+from slideformer.kernels.bfloat16_triton import as_bits, load_float
+
 # Four elements a thread: one 16-byte access to an fp32 moment, 8 bytes of a plane. With eight, Triton lays fp32 and
 # 16-bit values out differently and exchanges them through shared memory.
 BLOCK, WARPS = 1024, 8
-
-
-@triton.jit
-def _load_float(at, mask):
-    """fp32 of fp32 or of bf16 that is read as int16."""
-    x = tl.load(at, mask=mask)
-    if x.dtype == tl.int16:
-        return (x.to(tl.int32) << 16).to(tl.float32, bitcast=True)
-    else:
-        return x
 
 
 @triton.jit
@@ -47,9 +39,9 @@ def _update(
     lerp_weight, beta2, square_weight, negative_step_size, bias_correction2_sqrt, epsilon, decay, grad_scale,
     key_low, key_high,
 ):  # fmt: skip
-    m = _load_float(exp_avg + element, mask)
-    v = _load_float(exp_avg_sq + element, mask)
-    g = tl.zeros_like(m) if grad is None else _load_float(grad + element, mask) * grad_scale
+    m = load_float(exp_avg + element, mask)
+    v = load_float(exp_avg_sq + element, mask)
+    g = tl.zeros_like(m) if grad is None else load_float(grad + element, mask) * grad_scale
     high = tl.load(hi + element, mask=mask).to(tl.int32)
     low = tl.load(lo + element, mask=mask).to(tl.int32)
     p = ((high << 16) + low).to(tl.float32, bitcast=True)
@@ -124,10 +116,10 @@ def adamw_triton(
     """One AdamW step of the elements [start, stop) of a layer, in place, on the current stream.
 
     Args:
-        hi: [n] int16: the bits of bfloat16.
+        hi: [n] bfloat16.
         lo: [n] int16.
-        exp_avg, exp_avg_sq: [n] float32, or int16: the bits of bfloat16, rounded stochastically.
-        grad: [n] float32, or int16: the bits of bfloat16; None for zeros.
+        exp_avg, exp_avg_sq: [n] float32, or bfloat16, rounded stochastically.
+        grad: [n] float32 or bfloat16; None for zeros.
         gate: float32 scalar on the device; where it is not finite when the kernel runs, nothing changes.
         rounding_key: 64 bits, of `Rounding.key`.
 
@@ -138,7 +130,8 @@ def adamw_triton(
     if start >= stop:
         return
     _adamw_kernel[(programs,)](  # pyright: ignore[reportIndexIssue]
-        hi, lo, exp_avg, exp_avg_sq, grad, gate, start, stop,
+        as_bits(hi), lo, as_bits(exp_avg), as_bits(exp_avg_sq), None if grad is None else as_bits(grad), gate,
+        start, stop,
         lerp_weight, beta2, square_weight, negative_step_size, bias_correction2_sqrt, epsilon, decay, grad_scale,
         _signed(rounding_key), _signed(rounding_key >> 32), block=block, num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip

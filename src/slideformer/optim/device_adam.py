@@ -50,7 +50,6 @@ class DeviceAdam:
         self._on_host = None
         if hi.device.type == "cpu":
             self._on_host = LayerAdam(hi, lo, exp_avg, exp_avg_sq, decay_spans, rounding=rounding)
-        self._bits = tuple(as_bits(tensor) for tensor in (hi, lo, exp_avg, exp_avg_sq))
 
     def step(self, grad: Tensor | None, hyper: AdamWStep, gate: Tensor | None = None) -> None:
         """Update the whole layer.
@@ -88,13 +87,8 @@ class DeviceAdam:
     ) -> None:
         if grad is not None:
             check_tensor("grad", grad, (torch.bfloat16, torch.float32), (self.numel,), self.hi.device)
-            grad = as_bits(grad)
+        state = (self.hi, self.lo, self.exp_avg, self.exp_avg_sq)
         scalars, key = asdict(hyper.scalars()), self.rounding.key(hyper.step)
         for start, stop, decayed in spans:
             decay = scalars["decay"] if decayed else 1.0
-            adamw_triton(*self._bits, grad, gate, (start, stop), **scalars | {"decay": decay}, rounding_key=key)
-
-
-def as_bits(tensor: Tensor) -> Tensor:
-    """bfloat16 as the int16 it is made of; other dtypes as they are."""
-    return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+            adamw_triton(*state, grad, gate, (start, stop), **scalars | {"decay": decay}, rounding_key=key)
