@@ -13,7 +13,8 @@ from slideformer.kernels.bfloat16_triton import as_bits, load_float
 
 # Four elements a thread: one 16-byte access to an fp32 moment, 8 bytes of a plane. With eight, Triton lays fp32 and
 # 16-bit values out differently and exchanges them through shared memory.
-BLOCK, WARPS = 1024, 8
+BLOCK = 1024
+OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 
 
 @triton.jit
@@ -110,8 +111,6 @@ def adamw_triton(
     decay: float,
     grad_scale: float,
     rounding_key: int,
-    block: int = BLOCK,
-    warps: int = WARPS,
 ) -> None:
     """One AdamW step of the elements [start, stop) of a layer, in place, on the current stream.
 
@@ -126,14 +125,14 @@ def adamw_triton(
     The scalars are those of `AdamWScalars`, rounded to fp32 here.
     """
     start, stop = span
-    programs = triton.cdiv(stop, block) - start // block
+    programs = triton.cdiv(stop, BLOCK) - start // BLOCK
     if start >= stop:
         return
     _adamw_kernel[(programs,)](  # pyright: ignore[reportIndexIssue]
         as_bits(hi), lo, as_bits(exp_avg), as_bits(exp_avg_sq), None if grad is None else as_bits(grad), gate,
         start, stop,
         lerp_weight, beta2, square_weight, negative_step_size, bias_correction2_sqrt, epsilon, decay, grad_scale,
-        _signed(rounding_key), _signed(rounding_key >> 32), block=block, num_warps=warps, enable_fp_fusion=False,
+        _signed(rounding_key), _signed(rounding_key >> 32), block=BLOCK, **OPTIONS,
     )  # fmt: skip
 
 

@@ -7,8 +7,7 @@ from torch import Tensor
 from slideformer.kernels.bfloat16_triton import as_bits, load_float, rounded_bits
 
 PROGRAMS = 1024  # about what an H200 runs at once; the same everywhere, so that sums do not depend on the device's size
-WARPS = 8
-THREADS = 32 * WARPS
+OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
 
 
 @triton.jit
@@ -25,7 +24,7 @@ def _flush_piece(source, destination, element, mask):
     return x * x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _flush_kernel(source, destination, partials, count: tl.int64, block: tl.constexpr, programs: tl.constexpr):
     program = tl.program_id(0).to(tl.int64)
     whole = count // block
@@ -49,9 +48,13 @@ def _sum_kernel(partials, square, add: tl.constexpr, programs: tl.constexpr):
 def flush_gradient_triton(source: Tensor, destination: Tensor, square: Tensor, partials: Tensor, add: bool) -> None:
     """As `GradientFlush`, for contiguous float32 and bfloat16 on one device; `partials` is float32 [PROGRAMS]."""
     written = None if destination is source else as_bits(destination)
-    # One 16-byte access a thread to the wider of the two.
-    block = THREADS * (16 // max(source.element_size(), destination.element_size()))
+    block = block_for(max(source.element_size(), destination.element_size()))
     _flush_kernel[(PROGRAMS,)](  # pyright: ignore[reportIndexIssue]
-        as_bits(source), written, partials, source.numel(), block=block, programs=PROGRAMS, num_warps=WARPS
+        as_bits(source), written, partials, source.numel(), block=block, programs=PROGRAMS, **OPTIONS
     )
-    _sum_kernel[(1,)](partials, square, add=add, programs=PROGRAMS)  # pyright: ignore[reportIndexIssue]
+    _sum_kernel[(1,)](partials, square, add=add, programs=PROGRAMS, **OPTIONS)  # pyright: ignore[reportIndexIssue]
+
+
+def block_for(wider_bytes: int) -> int:
+    """Elements a program takes at a time: one 16-byte access a thread to the wider of source and destination."""
+    return 256 * 16 // wider_bytes
