@@ -5,6 +5,8 @@ import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
+OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}  # pinned: the default is not the same in all versions
+
 
 @triton.jit
 def _cross_entropy_kernel(logits, gradient, targets, losses, row_stride, vocabulary, scale, block: tl.constexpr):
@@ -47,6 +49,6 @@ def cross_entropy_triton(logits: Tensor, targets: Tensor, scale: float, gradient
     block = min(4096, triton.next_power_of_2(vocabulary))
     if n:
         _cross_entropy_kernel[(n,)](  # pyright: ignore[reportIndexIssue]
-            logits, gradient, targets, losses, logits.stride(0), vocabulary, scale, block=block, num_warps=8
+            logits, gradient, targets, losses, logits.stride(0), vocabulary, scale, block=block, **OPTIONS
         )
     return losses.sum()

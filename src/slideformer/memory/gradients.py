@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from slideformer.kernels.gradient_flush import GradientFlush
 from slideformer.layout import FlatLayout
 from slideformer.memory.host import HostAllocator
 from slideformer.streams import Fence, Lanes
@@ -102,6 +103,7 @@ class GradientRing:
         self._left: list[Fence | None] = [None] * self.STAGING
         self._next = 0
         self._sum = torch.zeros(numel, dtype=torch.float32, device=lanes.device) if accumulate else None
+        self._flush = GradientFlush(lanes.device)
         self._device_squares = torch.zeros(units, dtype=torch.float32, device=lanes.device)
         self._host_squares = allocator.empty("gradient norms", (units,), torch.float32, pinned=True)
         self._free = [allocator.empty("gradients", (numel,), dtype, pinned=True) for _ in range(host_slots)]
@@ -128,11 +130,9 @@ class GradientRing:
     def flush(self, unit: int, accumulator: Accumulator) -> HostGradient:
         """Send a layer's gradient to a host slot, with its sum of squares; blocks while all slots wait for updates."""
         numel = accumulator.flat.numel()
-        staged = self._staging[self._next][:numel]
-        if self._sum is not None:
-            staged = self._next_staging()[:numel]
-            self._lanes.compute.run(staged.copy_, accumulator.flat)
-        self._lanes.compute.run(set_sum_of_squares, staged, self._device_squares[unit])
+        source = accumulator.flat
+        staged = source if self._sum is None else self._next_staging()[:numel]
+        self._lanes.compute.run(self._flush, source, staged, self._device_squares[unit])
         self._wait_until(lambda: len(self._free) > 0)
         slot = self._free.pop()
         self.send(staged, slot[:numel])
@@ -141,16 +141,11 @@ class GradientRing:
     def hold(self, unit: int, accumulator: Accumulator, buffer: Tensor | None) -> HostGradient:
         """As `flush`, of a resident layer: leave it on the device, in `buffer` [trained_numel], or where there is none
         in staging, for what the compute lane is given next."""
-        numel = accumulator.flat.numel()
-        staged = self._staging[self._next][:numel]
-        if self._sum is not None:
-            staged = self._next_staging()[:numel]
-            self._lanes.compute.run(staged.copy_, accumulator.flat)
-        self._lanes.compute.run(set_sum_of_squares, staged, self._device_squares[unit])
-        if buffer is not None:
-            self._lanes.compute.run(buffer.copy_, staged)
+        source = held = accumulator.flat
+        if buffer is not None or self._sum is not None:
+            held = self._next_staging()[: source.numel()] if buffer is None else buffer
+        self._lanes.compute.run(self._flush, source, held, self._device_squares[unit])
         self._lanes.d2h.wait(self._lanes.compute.record())
-        held = staged if buffer is None else buffer
         return replace(self.landing(unit, held, lambda: None, accumulator.reached), copied=None)
 
     def flush_into(
@@ -162,8 +157,7 @@ class GradientRing:
         for start in range(0, gradient.numel(), size):
             piece = gradient[start : start + size]
             staged = self._next_staging()[: piece.numel()]
-            self._lanes.compute.run(staged.copy_, piece)
-            self._lanes.compute.run(add_sum_of_squares, staged, self._device_squares[unit])
+            self._lanes.compute.run(self._flush, piece, staged, self._device_squares[unit], True)
             self.send(staged, destination[start : start + size])
         return self.landing(unit, destination, lambda: None, reached)
 
@@ -190,16 +184,3 @@ class GradientRing:
 
 def copy_async(source: Tensor, destination: Tensor) -> None:
     destination.copy_(source, non_blocking=True)
-
-
-def sum_of_squares(values: Tensor) -> Tensor:
-    """sum(values^2), float32, in one pass over any dtype."""
-    return torch.linalg.vector_norm(values, dtype=torch.float32).square()
-
-
-def set_sum_of_squares(values: Tensor, out: Tensor) -> None:
-    out.copy_(sum_of_squares(values))
-
-
-def add_sum_of_squares(values: Tensor, out: Tensor) -> None:
-    out.add_(sum_of_squares(values))
