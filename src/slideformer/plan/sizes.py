@@ -22,6 +22,7 @@ class Sizes:
         kept: layers (the last ones) whose forward is kept whole for backward; the others are recomputed.
         kept_outputs: layers (those before the kept ones) of which the expensive operators' outputs are kept.
         resident: layers (the first ones) whose durable state is in the device's memory, and updated there.
+        resident_gradients: whether the gradients of all that is resident may wait on the device for their update.
         resident_ends: whether that of embedding, head and what else is outside the blocks is there, too.
         disk_blocks: layers whose durable state, but for the weights that the device fetches, is on disk.
         optimizer_state: what the optimizer's moments are stored in.
@@ -37,6 +38,7 @@ class Sizes:
     kept: int = 0
     kept_outputs: int = 0
     resident: int = 0
+    resident_gradients: bool = False
     resident_ends: bool = False
     disk_blocks: int = 0
     optimizer_state: OptimizerState = "fp32"
@@ -56,6 +58,15 @@ class Sizes:
     def boundaries_on_host(self, depth: int) -> int:
         """Of `depth` layers; a layer that is kept whole keeps its input, too."""
         return min(self.host_boundaries, depth - min(self.kept, depth))
+
+    def kept_of(self, depth: int) -> tuple[int, int]:
+        """Of `depth` layers: (those that are kept whole, those before them of which the expensive outputs are)."""
+        kept = min(self.kept, depth)
+        return kept, min(self.kept_outputs, depth - kept)
+
+    def slots_for(self, depth: int) -> int:
+        """Gradients of `depth` layers that may wait on the host."""
+        return min(self.gradient_slots, depth - min(self.resident, depth))
 
     @property
     def step_indices(self) -> int:
