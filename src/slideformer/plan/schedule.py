@@ -224,7 +224,7 @@ class Player:
         """Of the updates that can run, the one whose unit is used first; else the one that can run first."""
         now = self.free["adamw"]
         ready = [update for update in self.pending if update.ready <= now]
-        first = min(ready, key=lambda u: u.next_use) if ready else min(self.pending, key=lambda u: (u.ready, u.next_use))
+        first = min(ready or self.pending, key=lambda u: (0.0 if ready else u.ready, u.next_use))
         self.pending.remove(first)
         done = self._run("adamw", f"update {first.unit}", first.seconds, first.ready)
         if first.write:

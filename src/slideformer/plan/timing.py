@@ -108,13 +108,16 @@ def settle(work: StepWork, rates: MachineRates) -> tuple[StepWork, Schedule]:
 
 def slowdown(rates: MachineRates, schedule: Schedule) -> float:
     """How much longer AdamW takes than alone: copies share the host's memory with it."""
-    under = rates.host.adamw_parameters_under_copies
+    lanes = schedule.lanes
+    return slowdown_at(rates, (lanes["h2d"] + lanes["d2h"]) / (2 * schedule.seconds))
+
+
+def slowdown_at(rates: MachineRates, share: float) -> float:
+    """The same where both directions of the link are busy for that share of the step, on average."""
+    under, alone = rates.host.adamw_parameters_under_copies, rates.host.adamw_parameters
     if under is None:
         return 1.0
-    lanes = schedule.lanes
-    share = min(1.0, (lanes["h2d"] + lanes["d2h"]) / (2 * schedule.seconds))
-    alone = rates.host.adamw_parameters
-    return alone / (alone + (under - alone) * share)
+    return alone / (alone + (under - alone) * min(1.0, share))
 
 
 def twice_the_tokens(work: StepWork) -> StepWork:
