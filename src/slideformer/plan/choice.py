@@ -17,8 +17,9 @@ T = TypeVar("T")
 GRID = 6  # numbers of resident blocks that are tried first
 REFINED = 4  # of the best of these, the neighbours are tried as well
 MICRO_BATCH_SIZES = 3
+FEWER_SLOTS = (8, 2)  # for gradients that wait, if one for each block is too much for the host
 PLAYED = 32  # schedules at most, each time
-SAME = 1.002  # steps that differ by less are taken as equal: the plan that takes less memory is preferred
+SAME = 1.01  # predictions are no better than that: among such equals, the least to do beside computation is preferred
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,12 @@ class Costs:
     Attributes:
         seconds: of a step.
         least_seconds: no more than `seconds`, and quickly known.
-        memory: bytes that decide between equals; the fewer the better.
+        beside_seconds: of what goes on beside computation, which decides between equals.
     """
 
     seconds: Callable[[Sizes], float]
     least_seconds: Callable[[Sizes], float]
-    memory: Callable[[Sizes], int]
+    beside_seconds: Callable[[Sizes], float]
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,8 @@ class Group:
         """Fewer gradients that wait are better than states on disk."""
         if sizes is None:
             return None
-        waits = sizes.gradient_slots >= self.limits.blocks
-        ways = [sizes] if waits else [sizes, replace(sizes, gradient_slots=min(2, sizes.gradient_slots))]
+        slots = [] if sizes.resident_gradients else [count for count in FEWER_SLOTS if count < sizes.gradient_slots]
+        ways = [sizes, *(replace(sizes, gradient_slots=count) for count in slots)]
         found = next((way for way in ways if self.fits.host(way)), None)
         if found is None and self.limits.offloads:
             sliding = self.limits.blocks - sizes.resident
@@ -221,7 +222,12 @@ class Search:
             return None
         limit = min(self._seconds.values()) * SAME
         equals = [sizes for sizes, seconds in self._seconds.items() if seconds <= limit]
-        return min(equals, key=lambda s: (-s.micro_batch_size, s.disk_blocks, self.costs.memory(s), s.host_boundaries))
+        found = min(equals, key=lambda s: (-s.micro_batch_size, s.disk_blocks, self.costs.beside_seconds(s)))
+        if found.resident_gradients:
+            return found
+        slots = found.gradient_slots
+        fewer = [replace(found, gradient_slots=count) for count in range(min(FEWER_SLOTS[0], slots), slots + 1)]
+        return first(fewer, lambda sizes: self.costs.seconds(sizes) <= limit) or found
 
 
 def halvings(descending: Sequence[int]) -> list[int]:

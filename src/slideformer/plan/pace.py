@@ -31,11 +31,17 @@ class Pace:
 
     def seconds(self, model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> float:
         """Of a step, as the schedule says."""
-        return settle(self._work(model, sizes, dtype), self.rates)[1].seconds
+        work = self._work(model, sizes, dtype)
+        return settle(work, self.rates, least_seconds(work, self.rates, self.clipping), rounds=2)[1].seconds
 
     def least_seconds(self, model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> float:
-        """What the busiest lane takes: no schedule is shorter, and this is found in a fraction of the time."""
-        return least_seconds(self._work(model, sizes, dtype), self.rates)
+        """What the busiest lane takes: hardly a schedule is shorter, and this is found in a fraction of the time."""
+        return least_seconds(self._work(model, sizes, dtype), self.rates, self.clipping)
+
+    def beside_seconds(self, model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> float:
+        """Of all lanes but that of computation, together."""
+        busy = self._work(model, sizes, dtype).busy_seconds()
+        return sum(busy.values()) - busy["compute"]
 
     def _work(self, model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> StepWork:
         tokens = self.tokens_of(sizes.micro_batch_size)
@@ -56,24 +62,23 @@ def pace_of_full_steps(
     return Pace(operations, lambda micro_batch_size: full_step(sequences, length), rates, clipping)
 
 
-def least_seconds(work: StepWork, rates: MachineRates) -> float:
-    """The busiest lane's seconds, AdamW slowed down by the copies of a step that is no longer."""
-    r, n, depth = work.resident, len(work.forward), work.depth
-    compute = sum(work.forward) + sum(work.backward) + work.head
-    again = sum(work.fetch[r : max(r, n - depth)])  # in backward; the last ones are still there
-    h2d = sum(work.fetch[r:]) + again + work.fetch_head + work.fetch_inputs + sum(work.load)
-    d2h = sum(work.send[r:]) + work.send_head + sum(work.save)
-    adamw = sum(work.update[r:]) + work.update_head + work.update_table + work.update_rows
-    disk = sum(work.read) + sum(work.write)
-    alone = max(compute, h2d, d2h, adamw, disk)
-    return _slowest_of(alone, lambda seconds: adamw * slowdown_at(rates, (h2d + d2h) / (2 * seconds)))
+def least_seconds(work: StepWork, rates: MachineRates, clipping: bool) -> float:
+    """The busiest lane's seconds, AdamW slowed down by the copies of a step that is no longer.
+
+    Clipped, no update runs from the end of forward to the end of backward.
+    """
+    busy = work.busy_seconds()
+    alone = max(busy.values())
+    idle = sum(work.backward) + work.head if clipping else 0.0
+    copies = busy["h2d"] + busy["d2h"]
+    return _slowest_of(alone, lambda seconds: idle + busy["adamw"] * slowdown_at(rates, copies / (2 * seconds)))
 
 
-def _slowest_of(alone: float, adamw_beside: Callable[[float], float]) -> float:
-    """The step that is as long as AdamW takes in it: the longer the step, the less do copies hold AdamW up."""
-    if not alone or (low := alone) >= (high := adamw_beside(alone)):
+def _slowest_of(alone: float, with_updates: Callable[[float], float]) -> float:
+    """The step that is as long as its updates take: the longer the step, the less do copies hold AdamW up."""
+    if not alone or (low := alone) >= (high := with_updates(alone)):
         return alone
     for _ in range(ROUNDS):
         middle = (low + high) / 2
-        low, high = (middle, high) if adamw_beside(middle) > middle else (low, middle)
+        low, high = (middle, high) if with_updates(middle) > middle else (low, middle)
     return low

@@ -189,12 +189,11 @@ def _of_the_shortest_step(
     costs = Costs(
         seconds=lambda sizes: pace.seconds(model, sizes, dtype),
         least_seconds=lambda sizes: pace.least_seconds(model, sizes, dtype),
-        memory=lambda sizes: remembered(sizes).device_peak_bytes,
+        beside_seconds=lambda sizes: pace.beside_seconds(model, sizes, dtype),
     )
-    most_slots = max(sizes.gradient_slots for sizes in starts)
-    preferred = [sizes for sizes in starts if sizes.gradient_slots == most_slots]
-    micro_batch_sizes = halvings(sorted({sizes.micro_batch_size for sizes in preferred}, reverse=True))
-    return choose([s for s in preferred if s.micro_batch_size in micro_batch_sizes], limits, fits, costs)
+    tried = halvings(sorted({sizes.micro_batch_size for sizes in starts}, reverse=True))
+    one_slot_each = dict.fromkeys(replace(sizes, gradient_slots=limits.blocks) for sizes in starts)
+    return choose([sizes for sizes in one_slot_each if sizes.micro_batch_size in tried], limits, fits, costs)
 
 
 def _first_preferred(plans: list[Plan], limits: Limits, plan_of: Callable[[Sizes], Plan]) -> Plan | None:

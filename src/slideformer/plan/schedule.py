@@ -7,6 +7,7 @@ as points in time. Steps follow each other until the distance between two of the
 from bisect import insort
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 STEPS = 4  # the first begins with nothing pending, and the last leaves its updates to the next; shown is the third
 BEFORE_BLOCKS = -1  # what the next forward needs before block 0
@@ -58,9 +59,20 @@ class StepWork:
     clipping: bool
     tied: bool
 
+    def busy_seconds(self) -> dict[str, float]:
+        """What each lane has to do in a step."""
+        r, again = self.resident, len(self.forward) - self.depth  # the last blocks are still there in backward
+        return {
+            "compute": sum(self.forward) + sum(self.backward) + self.head,
+            "h2d": sum(self.fetch[r:]) + sum(self.fetch[r : max(r, again)]) + self.fetch_head + self.fetch_inputs
+            + sum(self.load),
+            "d2h": sum(self.send[r:]) + self.send_head + sum(self.save),
+            "adamw": sum(self.update[r:]) + self.update_head + self.update_table + self.update_rows,
+            "disk": sum(self.read) + sum(self.write),
+        }  # fmt: skip
 
-@dataclass(frozen=True)
-class Span:
+
+class Span(NamedTuple):
     """A piece of work on a lane (one of `LANES`), in seconds from the step's beginning."""
 
     lane: str

@@ -96,14 +96,25 @@ def predict(
     )
 
 
-def settle(work: StepWork, rates: MachineRates) -> tuple[StepWork, Schedule]:
-    """The work with AdamW as fast as it is beside such copies, and its schedule."""
+def settle(
+    work: StepWork, rates: MachineRates, guess: float | None = None, rounds: int = ROUNDS
+) -> tuple[StepWork, Schedule]:
+    """The work with AdamW as fast as it is beside such copies, and its schedule.
+
+    Args:
+        guess: seconds of the step, to begin with; None: those with AdamW as fast as it is alone.
+    """
     if not rates.has_gpu:
         return work, play_in_turn(work)
-    schedule = play(work)
-    for _ in range(ROUNDS):
-        schedule = play(scaled(work, {"adamw": slowdown(rates, schedule)}))
-    return scaled(work, {"adamw": slowdown(rates, schedule)}), schedule
+    busy = work.busy_seconds()
+    copies, schedule = busy["h2d"] + busy["d2h"], None
+    seconds = guess or play(work).seconds
+    for _ in range(rounds):
+        settled = scaled(work, {"adamw": slowdown_at(rates, copies / (2 * seconds) if seconds else 0.0)})
+        schedule = play(settled)
+        seconds = schedule.seconds
+    assert schedule is not None
+    return settled, schedule
 
 
 def slowdown(rates: MachineRates, schedule: Schedule) -> float:
