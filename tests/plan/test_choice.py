@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_with_memory_for_all_nothing_slides_and_nothing_is_recomputed():
 
 def test_more_memory_is_never_slower():
     seconds = [seconds_of(chosen_of(f"{gib}GiB", 8), 8) for gib in (2, 3, 4, 6, 8, 12)]
-    assert all(more <= less * SAME for less, more in zip(seconds, seconds[1:], strict=False))
+    assert all(more <= less * SAME for less, more in pairwise(seconds))
     assert seconds[-1] < 0.8 * seconds[0]
 
 
