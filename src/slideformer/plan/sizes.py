@@ -59,6 +59,11 @@ class Sizes:
         """Of `depth` layers; a layer that is kept whole keeps its input, too."""
         return min(self.host_boundaries, depth - min(self.kept, depth))
 
+    def kept_of(self, depth: int) -> tuple[int, int]:
+        """Of `depth` layers: (those that are kept whole, those before them of which the expensive outputs are)."""
+        kept = min(self.kept, depth)
+        return kept, min(self.kept_outputs, depth - kept)
+
     def slots_for(self, depth: int) -> int:
         """Gradients of `depth` layers that may wait on the host."""
         return min(self.gradient_slots, depth - min(self.resident, depth))

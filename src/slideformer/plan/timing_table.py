@@ -5,11 +5,12 @@ from io import StringIO
 from rich.console import Console
 from rich.table import Table
 
-from slideformer.plan.timing import LANES, StepTiming
+from slideformer.plan.timing import StepTiming
 from slideformer.units import format_seconds
 
 LANE_NAMES = {
     "compute": "computation", "h2d": "copies to the GPU", "d2h": "copies from the GPU", "adamw": "AdamW on the CPU",
+    "disk": "optimizer state from and to the disk",
 }  # fmt: skip
 DAY_SECONDS = 86400
 
@@ -31,8 +32,7 @@ def _table(timing: StepTiming) -> str:
     table = Table(box=None, pad_edge=False, show_edge=False)
     for column in ("lane", "busy, s", "of the step", "step if twice as fast, s"):
         table.add_column(column, justify="left" if column == "lane" else "right")
-    for lane in LANES:
-        busy = timing.lanes[lane]
+    for lane, busy in timing.lanes.items():
         bound = " (the bound)" if lane == timing.bound else ""
         share = f"{busy / timing.seconds:.0%}"
         table.add_row(LANE_NAMES[lane] + bound, format_step(busy), share, format_step(timing.faster[lane]))
