@@ -1,4 +1,4 @@
-"""The Triton cross-entropy against float64: awkward vocabularies, extreme logits, and whose memory the gradient takes."""
+"""The Triton cross-entropy against float64: awkward vocabularies, extreme logits, and where the gradient lies."""
 
 import math
 
