@@ -28,7 +28,7 @@ class AdamState:
     def to(self, device: str) -> "AdamState":
         return AdamState(**{name: tensor.to(device, copy=True) for name, tensor in self.tensors().items()})
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def bits(self) -> dict[str, Tensor]:

@@ -25,7 +25,10 @@ def step(state: AdamState, gradient: Tensor | None, hyper: AdamWStep, gate: Tens
     for start, stop, decayed in cut(SIZE):
         decay = scalars["decay"] if decayed else 1.0
         adamw_triton(
-            *state.tensors().values(),
+            state.hi,
+            state.lo,
+            state.exp_avg,
+            state.exp_avg_sq,
             gradient,
             gate,
             (start, stop),

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -55,15 +56,20 @@ def test_a_gate_that_is_not_finite_stops_the_step(gate: float):
 
 def test_wrong_tensors_are_refused():
     state = make_state(SIZE, torch.float32)
-    tensors = state.tensors()
+
+    def remade(**other: Any) -> DeviceAdam:
+        arguments: dict[str, Any] = state.tensors() | {"decay_spans": []}
+        arguments.update(other)
+        return DeviceAdam(**arguments)
+
     with pytest.raises(TypeError, match="lo is contiguous torch.int32 on cpu; it must be contiguous int16 on cpu"):
-        DeviceAdam(**tensors | {"lo": state.lo.int()}, decay_spans=[])
+        remade(lo=state.lo.int())
     with pytest.raises(TypeError, match="exp_avg_sq is contiguous torch.bfloat16"):
-        DeviceAdam(**tensors | {"exp_avg_sq": state.exp_avg_sq.bfloat16()}, decay_spans=[])
+        remade(exp_avg_sq=state.exp_avg_sq.bfloat16())
     with pytest.raises(TypeError, match="lo is contiguous torch.int16 on meta; .* on cpu"):
-        DeviceAdam(**tensors | {"lo": state.lo.to("meta")}, decay_spans=[])
+        remade(lo=state.lo.to("meta"))
     with pytest.raises(ValueError, match="lies outside a layer of 5001 elements"):
-        DeviceAdam(**tensors, decay_spans=[(0, SIZE + 1, True)])
+        remade(decay_spans=[(0, SIZE + 1, True)])
     adam = device_adam(state)
     with pytest.raises(ValueError, match="lies outside a layer of 5001 elements"):
         adam.step_spans([(-1, 4, True)], None, HYPER)

@@ -5,8 +5,10 @@ rounded to nearest, and denormals are kept: an element gets the bits that the CP
 written as the int16 they are made of.
 """
 
-import triton  # pyright: ignore[reportMissingImports]
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportInvalidTypeForm=false, reportArgumentType=false
+
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from slideformer.kernels.bfloat16_triton import as_bits, load_float
@@ -128,7 +130,7 @@ def adamw_triton(
     programs = triton.cdiv(stop, BLOCK) - start // BLOCK
     if start >= stop:
         return
-    _adamw_kernel[(programs,)](  # pyright: ignore[reportIndexIssue]
+    _adamw_kernel[(programs,)](
         as_bits(hi), lo, as_bits(exp_avg), as_bits(exp_avg_sq), None if grad is None else as_bits(grad), gate,
         start, stop,
         lerp_weight, beta2, square_weight, negative_step_size, bias_correction2_sqrt, epsilon, decay, grad_scale,

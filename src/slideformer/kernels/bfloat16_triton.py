@@ -1,8 +1,10 @@
 """bfloat16 as the int16 it is made of, for Triton kernels: no conversion has a rounding of its own on any device."""
 
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportInvalidTypeForm=false, reportArgumentType=false
+
 import torch
-import triton  # pyright: ignore[reportMissingImports]
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 

@@ -1,7 +1,9 @@
 """The Triton kernels behind `GradientFlush`: partial sums by program, then their sum; no atomics, so no chance."""
 
-import triton  # pyright: ignore[reportMissingImports]
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportInvalidTypeForm=false, reportArgumentType=false
+
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from slideformer.kernels.bfloat16_triton import as_bits, load_float, rounded_bits
@@ -49,10 +51,10 @@ def flush_gradient_triton(source: Tensor, destination: Tensor, square: Tensor, p
     """As `GradientFlush`, for contiguous float32 and bfloat16 on one device; `partials` is float32 [PROGRAMS]."""
     written = None if destination is source else as_bits(destination)
     block = block_for(max(source.element_size(), destination.element_size()))
-    _flush_kernel[(PROGRAMS,)](  # pyright: ignore[reportIndexIssue]
+    _flush_kernel[(PROGRAMS,)](
         as_bits(source), written, partials, source.numel(), block=block, programs=PROGRAMS, **OPTIONS
     )
-    _sum_kernel[(1,)](partials, square, add=add, programs=PROGRAMS, **OPTIONS)  # pyright: ignore[reportIndexIssue]
+    _sum_kernel[(1,)](partials, square, add=add, programs=PROGRAMS, **OPTIONS)
 
 
 def block_for(wider_bytes: int) -> int:
