@@ -14,6 +14,7 @@ from slideformer.data.batches import Batch
 from slideformer.data.chat import IGNORED
 from slideformer.engine.compute import MicroBatch, Weights
 from slideformer.engine.durable import DurableState
+from slideformer.engine.tape import Level
 from slideformer.engine.updates import StepUpdates, Updates
 from slideformer.layout import FlatLayout
 from slideformer.memory.activations import ActivationStore
@@ -227,9 +228,11 @@ class Machinery:
             else:
                 self.window.fetch(i)
 
-    def keeps(self, i: int) -> bool:
-        """Whether block i's forward is kept for its backward: the last blocks, which come first there."""
-        return i >= self.decoder.depth - self.sizes.kept
+    def keeps(self, i: int) -> Level:
+        """What of block i's forward is kept for its backward: most of the last blocks, which come first there."""
+        kept, outputs = self.sizes.kept_of(self.decoder.depth)
+        behind = self.decoder.depth - i
+        return "all" if behind <= kept else "outputs" if behind <= kept + outputs else "recompute"
 
     def fetch_shell(self) -> Weights:
         self._shell_window.fetch(0)
