@@ -44,7 +44,7 @@ def test_a_step_that_is_left_out_does_not_count():
     one, other, reached = new_state(), new_state(), {"a", "b", "c"}
     first, second = torch.randn(LAYOUT.trained_numel), torch.randn(LAYOUT.trained_numel)
     one.update(first, reached, replace(HYPER, step=1))
-    one.skip()
+    one.counts.skip()
     one.update(second, reached, replace(HYPER, step=3))
     other.update(first, reached, replace(HYPER, step=1))
     other.update(second, reached, replace(HYPER, step=2))
