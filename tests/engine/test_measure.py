@@ -62,6 +62,7 @@ def test_the_estimate_on_the_cpu_grows_with_length_and_width():
     wide = measure_work(decoder_of("llama", hidden_size=128, intermediate_size=192), 64, torch.float32)
     assert 3.5 < long.block_bytes / short.block_bytes < 4.5
     assert 1.3 < wide.block_bytes / short.block_bytes < 3 and wide.block_fixed_bytes > short.block_fixed_bytes
+    assert 0 < short.kept_outputs_bytes < 0.75 * short.kept_bytes
     assert short.logit_bytes == 128 * 16 and short.workspace_bytes == 0
 
 
