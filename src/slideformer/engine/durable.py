@@ -7,7 +7,15 @@ import torch
 
 from slideformer.errors import ConfigError
 from slideformer.layout import FlatLayout
-from slideformer.memory.disk_state import AllInMemory, DiskState, DurableState, RecordRing, record_bytes, resident_parts
+from slideformer.memory.disk_state import (
+    BUFFERS,
+    AllInMemory,
+    DiskState,
+    DurableState,
+    RecordRing,
+    record_bytes,
+    resident_parts,
+)
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.optim.rounding import Rounding
 
@@ -22,6 +30,7 @@ def durable_states(
     threads: int,
     moment_dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    disk_buffers: int = BUFFERS,
 ) -> tuple[dict[str, DurableState], RecordRing | AllInMemory]:
     """States by unit, in the order of `layouts`, and what brings those from the disk.
 
@@ -29,6 +38,7 @@ def durable_states(
         on_disk: units of which the disk holds what the device does not fetch.
         dtype: what the device computes in.
         moment_dtype: of the optimizer's moments; with bfloat16, `seed` draws their rounding.
+        disk_buffers: records that are in memory at once.
 
     Raises:
         ConfigError: something is to be on disk, and `offload_dir` is None.
@@ -38,9 +48,8 @@ def durable_states(
         raise ConfigError(f"{len(on_disk)} blocks are to be on disk, but there is no directory", "set offload_dir")
     records: RecordRing | AllInMemory = AllInMemory()
     if on_disk and offload_dir is not None:
-        records = RecordRing(
-            offload_dir, {unit: record_bytes(layouts[unit], dtype, moment_dtype) for unit in on_disk}, allocator
-        )
+        sizes = {unit: record_bytes(layouts[unit], dtype, moment_dtype) for unit in on_disk}
+        records = RecordRing(offload_dir, sizes, allocator, disk_buffers)
     resident = resident_parts(dtype)
 
     def state_of(number: int, unit: str, layout: FlatLayout) -> DurableState:

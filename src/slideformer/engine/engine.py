@@ -75,8 +75,9 @@ class Engine:
             units = layouts(decoder)
             on_disk = units_on_disk(units, decoder.block_names, sizes.disk_blocks)
             self.states, self._records = durable_states(
-                units, on_disk, offload_dir, dtype, self.allocator, pin_lo, threads, sizes.moment_dtype, seed
-            )
+                units, on_disk, offload_dir, dtype, self.allocator, pin_lo, threads, sizes.moment_dtype, seed,
+                sizes.disk_buffers,
+            )  # fmt: skip
             try:
                 self._machinery = Machinery(
                     decoder, self.lanes, self.allocator, self.states, self._records, sizes, dtype

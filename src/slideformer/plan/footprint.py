@@ -116,7 +116,7 @@ def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
     )
     return {
         "weights and optimizer state": sum(state_bytes.values()) - sum(on_disk.values()) - sum(on_device),
-        "disk buffers": RecordRing.bytes_needed(on_disk.values()),
+        "disk buffers": RecordRing.bytes_needed(on_disk.values(), sizes.disk_buffers),
         "way out of the device": max(on_device, default=0),
         "gradients": GradientRing.host_bytes_needed(block, sizes.slots_for(len(model.blocks)), dtype)
         + ends * dtype.itemsize,
