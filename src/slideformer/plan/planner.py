@@ -234,7 +234,7 @@ def _fewest_resident(starts: list[Sizes], limits: Limits, plan_of: Callable[[Siz
     )
     for group in (Group(start, ends, limits, fits) for start in starts for ends in limits.ends):
         if residents := group.grid():
-            return plan_of(group.candidates(residents[0])[-1])
+            return _keep_what_fits(plan_of(group.candidates(residents[0])[0]), limits, plan_of)
     return None
 
 
