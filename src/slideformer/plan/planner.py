@@ -167,7 +167,7 @@ def _limits(
     can_be_resident = device_bytes is not None and dtype == torch.bfloat16
     return Limits(
         blocks=n,
-        resident=(min(pinned, n),) * 2 if pinned is not None else (0, n if can_be_resident else 0),
+        resident=(0, n if can_be_resident else 0) if pinned is None else (min(pinned, n), min(pinned, n)),
         ends=(False, True) if can_be_resident and pinned != 0 else (False,),
         kept=None if workload.kept is None else min(workload.kept, n),
         keeps=not workload.recompute_all,
