@@ -120,7 +120,9 @@ def test_missed_gradients_are_counted_on_disk_as_in_memory(tmp_path: Path):
         with tiny_engine(of, replace(SIZES_OF_ALL, disk_blocks=on_disk), offload_dir=tmp_path) as engine:
             for k in range(6):
                 engine.train_step(batch_at(records, 1, k), hyper_at(k + 1))
-            outcomes.append((states_of(engine), {unit: dict(state.missed) for unit, state in engine.states.items()}))
+            outcomes.append(
+                (states_of(engine), {unit: dict(state.counts.missed) for unit, state in engine.states.items()})
+            )
     assert differences(outcomes[0][0], outcomes[1][0]) == []
     assert outcomes[0][1] == outcomes[1][1]
 

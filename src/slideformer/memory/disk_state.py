@@ -174,7 +174,7 @@ class DiskState:
 
     Attributes:
         hi: bfloat16 [numel], in host memory, pinned.
-        missed: as in `LayerState`.
+        counts: as in `LayerState`.
     """
 
     def __init__(
@@ -190,15 +190,15 @@ class DiskState:
         rounding: Rounding | None = None,
     ):
         self.name, self.layout, self._ring = name, layout, ring
-        places = _Places(allocator, resident)
+        places = Places(allocator, resident)
         self._over = [
             LayerState(name, layout, places.over(buffer), pin_lo, threads, moment_dtype, rounding)
             for buffer in ring.buffers
         ]
-        self.hi, self.missed = self._over[0].hi, self._over[0].missed
+        self.hi, self.counts = self._over[0].hi, self._over[0].counts
         self._lo_is_resident = "weight remainders" in resident
         for state in self._over:
-            state.missed = self.missed
+            state.counts = self.counts
 
     def opened(self, change: bool) -> AbstractContextManager[LayerState]:
         """The whole state in memory; with `change` what is changed within is kept.
@@ -224,41 +224,34 @@ class DiskState:
         with self._opened(change=True) as state:
             state.update(gradient, reached, hyper)
 
-    def skip(self) -> None:
-        """A step was left out, as in `LayerState`."""
-        self._over[0].skip()
-
     def copy_weights(self, out: Tensor) -> None:
         """Copy the weights to `out` [numel] on any device, in its dtype."""
         with self.opened_weights(out.dtype) as state:
             state.copy_weights(out)
 
 
-DurableState = LayerState | DiskState
-
-
-class _Places:
+class Places:
     """Memory for one layer's state: what is resident is allocated once, the rest lies in whichever buffer it is in."""
 
-    def __init__(self, allocator: HostAllocator, resident: Collection[str]):
+    def __init__(self, allocator: HostAllocator | None = None, resident: Collection[str] = ()):
         self._allocator, self._resident = allocator, resident
         self._allocated: dict[str, Tensor] = {}
 
     def over(self, buffer: Tensor) -> HostAllocator:
-        return _RecordMemory(self, buffer)
+        return PartsOfABuffer(self, buffer)
 
     def resident(self, name: str, shape: Iterable[int], dtype: torch.dtype, pinned: bool) -> Tensor | None:
-        if name not in self._resident:
+        if self._allocator is None or name not in self._resident:
             return None
         if name not in self._allocated:
             self._allocated[name] = self._allocator.empty(name, shape, dtype, pinned)
         return self._allocated[name]
 
 
-class _RecordMemory(HostAllocator):
+class PartsOfABuffer(HostAllocator):
     """Gives out parts of a buffer, in the order in which they are asked for, as they are."""
 
-    def __init__(self, places: _Places, buffer: Tensor):
+    def __init__(self, places: Places, buffer: Tensor):
         super().__init__(pin=False)
         self._places, self._rest = places, buffer
 
