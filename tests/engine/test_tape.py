@@ -128,3 +128,16 @@ def test_a_block_that_does_not_repeat_itself_is_refused():
     tape = Tape(forward, {"w": flat.view(12, 64)}, [X], level="recompute")
     with pytest.raises(RuntimeError, match="saved 3 tensors and 2 when it was recomputed"):
         tape.backward({"w": flat.view(12, 64)}, [X], DY, Accumulator(FlatLayout({"w": (12, 64)}), flat.clone()))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_tape_that_is_dropped_before_backward_frees_its_memory_at_once(level: Level):
+    """As measuring what a level holds does; a graph that holds itself would stay until the process ends."""
+    of = subject(tiny_model("llama"))
+    layout, flat = slot_of(of, 0)
+    gc.disable()
+    try:
+        saved = weakref.ref(record(of.decoder, 0, layout.views(flat), level)._saved)
+        assert saved() is None
+    finally:
+        gc.enable()

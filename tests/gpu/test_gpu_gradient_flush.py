@@ -29,6 +29,14 @@ def test_slices_at_any_alignment(offset: int):
     assert float(square) == pytest.approx(float(outgoing.double().square().sum()), rel=1e-6)
 
 
+def test_other_dtypes_take_pytorchs_way():
+    values = torch.randn(1000, device="cuda")
+    outgoing, square = torch.empty(1000, dtype=torch.float16, device="cuda"), torch.zeros((), device="cuda")
+    GradientFlush(DEVICE)(values, outgoing, square)
+    assert torch.equal(outgoing, values.half())
+    assert float(square) == pytest.approx(float(outgoing.double().square().sum()), rel=1e-5)
+
+
 @pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf, 3.4e38])
 @pytest.mark.parametrize("place", [0, 70_000, 100_002])
 def test_what_is_not_finite_shows_in_the_sum(special: float, place: int):

@@ -135,7 +135,7 @@ class Kept:
 
     def pack(self, tensor: Tensor) -> Tensor | PlaceInSlot:
         if tensor.untyped_storage().data_ptr() != self._address:
-            return tensor
+            return tensor.detach()  # a node that keeps its own output, with its history, would never be freed
         return PlaceInSlot(int(tensor.storage_offset()), tensor.size(), tensor.stride(), tensor.dtype)
 
     def unpack(self, saved: Tensor | PlaceInSlot) -> Tensor:

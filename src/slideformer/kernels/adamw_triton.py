@@ -68,7 +68,7 @@ def _update(
     tl.store(lo + element, bits.to(tl.int16), mask=mask)
 
 
-@triton.jit(do_not_specialize=["start", "stop", "key_low", "key_high"])
+@triton.jit(do_not_specialize=["start", "stop", "key_low", "key_high"], do_not_specialize_on_alignment=["gate"])
 def _adamw_kernel(
     hi, lo, exp_avg, exp_avg_sq, grad, gate, start: tl.int64, stop: tl.int64,
     lerp_weight, beta2, square_weight, negative_step_size, bias_correction2_sqrt, epsilon, decay, grad_scale,

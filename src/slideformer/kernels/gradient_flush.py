@@ -10,6 +10,8 @@ if find_spec("triton") is not None:
 else:
     PROGRAMS = 0
 
+IN_ONE_PASS = {torch.bfloat16, torch.float32}
+
 
 class GradientFlush:
     """Rounds gradients and sums their squares. On a GPU in one pass, without a copy in fp32.
@@ -27,11 +29,11 @@ class GradientFlush:
         """destination = source, rounded to nearest even; square = sum(destination^2), or with `add` that much more.
 
         Args:
-            source: [n] bfloat16 or float32, contiguous.
-            destination: [n] of either dtype; may be `source` itself: then nothing is written.
+            source: [n] bfloat16 or float32, contiguous. Other dtypes take several passes.
+            destination: [n], contiguous; may be `source` itself: then nothing is written.
             square: float32 scalar on the same device.
         """
-        if source.is_cuda:
+        if source.is_cuda and {source.dtype, destination.dtype} <= IN_ONE_PASS:
             flush_gradient_triton(source, destination, square, self._partials, add)
         else:
             flush_reference(source, destination, square, add)

@@ -39,7 +39,7 @@ def _flush_kernel(source, destination, partials, count: tl.int64, block: tl.cons
     tl.store(partials + program, tl.sum(total, axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["square"])
 def _sum_kernel(partials, square, add: tl.constexpr, programs: tl.constexpr):
     total = tl.sum(tl.load(partials + tl.arange(0, programs)), axis=0)
     if add:
