@@ -10,7 +10,7 @@ from made_up_machines import machine
 from made_up_plans import BLOCKS, model_of, plan, work_of
 from made_up_timings import MODEL
 
-from slideformer.errors import DoesNotFit
+from slideformer.errors import ConfigError, DoesNotFit
 from slideformer.plan.choice import SAME, first, halvings, last
 from slideformer.plan.footprint import ModelSizes
 from slideformer.plan.pace import Pace, pace_of_full_steps
@@ -91,6 +91,21 @@ def test_without_rates_a_rule_of_thumb_decides_by_the_tokens_of_a_step():
 def test_what_is_pinned_stays():
     sizes = chosen_of("8GiB", resident=3, kept=2).sizes
     assert (sizes.resident, sizes.kept) == (3, 2)
+
+
+@pytest.mark.parametrize("pace", [None, pace_of()])
+def test_a_pin_that_does_not_fit_is_refused_with_its_numbers(pace: Pace | None):
+    with pytest.raises(DoesNotFit, match=r"the GPU needs .* resident states") as caught:
+        plan(gpu="2GiB", clipping=False, resident=BLOCKS, pace=pace)
+    assert "leave resident to the planner" in caught.value.hint
+    with pytest.raises(DoesNotFit, match=r"the GPU needs .* kept for backward"):
+        plan(gpu="4GiB", clipping=False, kept=BLOCKS, pace=pace)
+
+
+def test_nothing_is_resident_where_the_cpu_computes():
+    assert plan(gpu=None, resident=None, batch_size=1).sizes.resident == 0
+    with pytest.raises(ConfigError, match="only what computes in bf16 on a GPU"):
+        plan(gpu=None, resident=2)
 
 
 def test_a_hundred_layers_are_planned_with_few_schedules(monkeypatch: pytest.MonkeyPatch):

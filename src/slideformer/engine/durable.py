@@ -8,7 +8,7 @@ import torch
 from slideformer.errors import ConfigError
 from slideformer.layout import FlatLayout
 from slideformer.memory.device_state import DeviceState, WayOut
-from slideformer.memory.disk_state import AllInMemory, DiskState, RecordRing, record_bytes, resident_parts
+from slideformer.memory.disk_state import BUFFERS, AllInMemory, DiskState, RecordRing, record_bytes, resident_parts
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.optim.rounding import Rounding
 from slideformer.streams import Lanes
@@ -28,6 +28,7 @@ def durable_states(
     threads: int,
     moment_dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    disk_buffers: int = BUFFERS,
 ) -> tuple[dict[str, DurableState], RecordRing | AllInMemory]:
     """States by unit, in the order of `layouts`, and what brings those from the disk.
 
@@ -36,6 +37,7 @@ def durable_states(
         on_device: units whose whole state is in the device's memory; none of them is on disk.
         dtype: what the device computes in.
         moment_dtype: of the optimizer's moments; with bfloat16, `seed` draws their rounding.
+        disk_buffers: records that are in memory at once.
 
     Raises:
         ConfigError: something is to be on disk, and `offload_dir` is None; or on the device, which does not compute
@@ -51,9 +53,8 @@ def durable_states(
         )
     records: RecordRing | AllInMemory = AllInMemory()
     if on_disk and offload_dir is not None:
-        records = RecordRing(
-            offload_dir, {unit: record_bytes(layouts[unit], dtype, moment_dtype) for unit in on_disk}, allocator
-        )
+        sizes_on_disk = {unit: record_bytes(layouts[unit], dtype, moment_dtype) for unit in on_disk}
+        records = RecordRing(offload_dir, sizes_on_disk, allocator, disk_buffers)
     resident = resident_parts(dtype)
     sizes = [LayerState.bytes_needed(layouts[unit], moment_dtype) for unit in on_device]
     way_out = WayOut(allocator, sizes, threads) if sizes else None

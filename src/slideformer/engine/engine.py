@@ -88,6 +88,7 @@ class Engine:
                 threads,
                 sizes.moment_dtype,
                 seed,
+                sizes.disk_buffers,
             )
             try:
                 self._machinery = Machinery(

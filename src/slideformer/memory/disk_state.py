@@ -30,25 +30,28 @@ class RecordRing:
 
     Args:
         record_bytes: unit -> size of its record.
+        buffers: how many; with fewer than `BUFFERS` the disk and AdamW wait for each other more often.
     """
 
-    def __init__(self, directory: Path, record_bytes: Mapping[str, int], allocator: HostAllocator):
+    def __init__(
+        self, directory: Path, record_bytes: Mapping[str, int], allocator: HostAllocator, buffers: int = BUFFERS
+    ):
         self.file = DiskFile(directory, record_bytes)  # first: no room is known before memory is taken
         size = max(map(padded, record_bytes.values()), default=0)
         self._units = frozenset(record_bytes)
-        self.buffers = [allocator.empty("disk buffers", (size,), torch.uint8) for _ in range(BUFFERS)]
+        self.buffers = [allocator.empty("disk buffers", (size,), torch.uint8) for _ in range(buffers)]
         self._memory = [buffer.numpy().data for buffer in self.buffers]
         self._changed = threading.Condition()
-        self._free = list(range(BUFFERS))
+        self._free = list(range(buffers))
         self._arriving: dict[str, tuple[int, Future[None]]] = {}
         self._borrowed: set[str] = set()  # what the disk has of them is about to be the past
         self._in_use = 0  # buffers that are borrowed or being written: they come back by themselves
         self._error: BaseException | None = None
 
     @staticmethod
-    def bytes_needed(record_bytes: Iterable[int]) -> int:
+    def bytes_needed(record_bytes: Iterable[int], buffers: int = BUFFERS) -> int:
         """In host memory."""
-        return BUFFERS * max(map(padded, record_bytes), default=0)
+        return buffers * max(map(padded, record_bytes), default=0)
 
     def expect(self, units: Sequence[str]) -> None:
         """These are needed soon, in this order: bring as many as there are free buffers for.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from slideformer.memory.disk_state import BUFFERS
 from slideformer.plan.sizes import Sizes
 
 T = TypeVar("T")
@@ -18,6 +19,7 @@ GRID = 6  # numbers of resident blocks that are tried first
 REFINED = 4  # of the best of these, the neighbours are tried as well
 MICRO_BATCH_SIZES = 3
 FEWER_SLOTS = (8, 2)  # for gradients that wait, if one for each block is too much for the host
+DISK_BUFFERS = (BUFFERS, 3, 2)
 PLAYED = 32  # schedules at most, each time
 SAME = 1.01  # predictions are no better than that: among such equals, the least to do beside computation is preferred
 
@@ -146,16 +148,20 @@ class Group:
         return first(ways, self.fits.device)
 
     def _least_on_disk(self, sizes: Sizes | None) -> Sizes | None:
-        """Fewer gradients that wait are better than states on disk."""
+        """Fewer gradients that wait are better than states on disk, and fewer of these than fewer buffers for them."""
         if sizes is None:
             return None
         slots = [] if sizes.resident_gradients else [count for count in FEWER_SLOTS if count < sizes.gradient_slots]
         ways = [sizes, *(replace(sizes, gradient_slots=count) for count in slots)]
         found = next((way for way in ways if self.fits.host(way)), None)
         if found is None and self.limits.offloads:
-            sliding = self.limits.blocks - sizes.resident
-            on_disk = ([replace(way, disk_blocks=count) for count in range(1, sliding + 1)] for way in ways)
-            found = next(filter(None, (first(counts, self.fits.host) for counts in on_disk)), None)
+            on_disk = (self._on_disk(replace(way, disk_buffers=count)) for count in DISK_BUFFERS for way in ways)
+            found = next(filter(None, on_disk), None)
+        return found
+
+    def _on_disk(self, sizes: Sizes) -> Sizes | None:
+        sliding = self.limits.blocks - sizes.resident
+        found = first([replace(sizes, disk_blocks=count) for count in range(1, sliding + 1)], self.fits.host)
         return found if found and self.fits.disk(found) else None
 
     def _whole_first(self, base: Sizes) -> Sizes:

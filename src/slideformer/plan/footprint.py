@@ -7,6 +7,8 @@ import torch
 
 from slideformer.layout import FlatLayout
 from slideformer.memory.activations import ActivationStore
+from slideformer.memory.device_state import WayOut, units_on_device
+from slideformer.memory.device_table import DeviceTable
 from slideformer.memory.disk_state import RecordRing, record_bytes, units_on_disk
 from slideformer.memory.embedding import EmbeddingTable
 from slideformer.memory.feed import TokenFeed
@@ -116,12 +118,12 @@ def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
     )
     return {
         "weights and optimizer state": sum(state_bytes.values()) - sum(on_disk.values()) - sum(on_device),
-        "disk buffers": RecordRing.bytes_needed(on_disk.values()),
-        "way out of the device": max(on_device, default=0),
+        "disk buffers": RecordRing.bytes_needed(on_disk.values(), sizes.disk_buffers),
+        "way out of the device": WayOut.bytes_needed(on_device),
         "gradients": GradientRing.host_bytes_needed(block, sizes.slots_for(len(model.blocks)), dtype)
         + ends * dtype.itemsize,
-        "embedding rows": 0
-        if sizes.resident_ends
+        "embedding rows": TokenFeed.bytes_needed(min(sizes.step_tokens, model.vocabulary))
+        if sizes.resident_ends and model.layouts[model.embedding].trained_numel
         else EmbeddingTable.host_bytes_needed(model.vocabulary, model.embedding_width, sizes.step_tokens, dtype),
         "activations": ActivationStore.host_bytes_needed(
             sizes.boundaries_on_host(len(model.blocks)), sizes.micro_batches, boundary, dtype.itemsize
@@ -131,18 +133,20 @@ def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
 
 
 def resident_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> int:
-    """Device memory of the states that live there; clipped, each gradient waits beside its state."""
+    """Device memory of the states that live there. Beside each waits the gradient of what is no block, and clipped that
+    of blocks, too."""
     units = _on_device(model, sizes)
     states = sum(LayerState.bytes_needed(model.layouts[unit], sizes.moment_dtype) for unit in units)
-    waiting = [unit for unit in units if sizes.resident_gradients or unit not in model.blocks]
-    return states + sum(model.layouts[unit].trained_numel for unit in waiting) * dtype.itemsize
+    waiting = [unit for unit in units if unit not in model.blocks or sizes.resident_gradients]
+    gradients = sum(model.layouts[unit].trained_numel for unit in waiting if unit != model.embedding) * dtype.itemsize
+    if model.embedding in units:
+        rows, table = min(sizes.step_tokens, model.vocabulary), model.layouts[model.embedding].trained_numel
+        gradients += DeviceTable.device_bytes_needed(table, model.embedding_width, rows)
+    return states + gradients
 
 
 def _on_device(model: ModelSizes, sizes: Sizes) -> list[str]:
-    """The first blocks, and all trained units that are no blocks or none of them."""
-    blocks = set(model.blocks)
-    ends = [unit for unit, layout in model.layouts.items() if unit not in blocks and layout.trained_numel]
-    return [*model.blocks[: sizes.resident], *(ends if sizes.resident_ends else [])]
+    return units_on_device(model.layouts, model.blocks, sizes.resident, sizes.resident_ends)
 
 
 def disk_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
@@ -165,7 +169,7 @@ def device_bytes(model: ModelSizes, work: Work, sizes: Sizes, dtype: torch.dtype
     sliding = model.block_layouts[sizes.resident :]
     always = {
         "resident states": resident_bytes(model, sizes, dtype),
-        "weights": (LayerWindow.bytes_needed(sliding, sizes.window_depth, dtype) if sliding else 0)
+        "weights": LayerWindow.bytes_needed(sliding, sizes.window_depth, dtype)
         + model.layouts[model.shell].numel * size
         + model.layouts[model.shell].trained_numel * 4
         + model.buffer_bytes,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from slideformer.errors import DoesNotFit
+from slideformer.errors import ConfigError, DoesNotFit
 from slideformer.plan.choice import Costs, Fits, Group, Limits, choose, halvings
 from slideformer.plan.footprint import ModelSizes, Work, device_bytes, disk_bytes, host_bytes
 from slideformer.plan.offloading import disk_is_full, fewest_on_disk, offer
@@ -140,6 +140,7 @@ def make_plan(
 
     Raises:
         DoesNotFit: with what is needed, and what would fit.
+        ConfigError: something is to be resident where nothing can be.
     """
 
     def plan_of(sizes: Sizes) -> Plan:
@@ -165,9 +166,14 @@ def _limits(
     """What may be chosen: only what computes in bf16 on a device can be resident, as its weights are used in place."""
     n, pinned = len(model.blocks), workload.resident
     can_be_resident = device_bytes is not None and dtype == torch.bfloat16
+    if pinned and not can_be_resident:
+        raise ConfigError(
+            f"resident: {pinned}, but only what computes in bf16 on a GPU can be updated where it is",
+            "leave resident out, or set compute_dtype: bf16 and device: cuda",
+        )
     return Limits(
         blocks=n,
-        resident=(min(pinned, n),) * 2 if pinned is not None else (0, n if can_be_resident else 0),
+        resident=(0, n if can_be_resident else 0) if pinned is None else (min(pinned, n), min(pinned, n)),
         ends=(False, True) if can_be_resident and pinned != 0 else (False,),
         kept=None if workload.kept is None else min(workload.kept, n),
         keeps=not workload.recompute_all,
@@ -234,7 +240,7 @@ def _fewest_resident(starts: list[Sizes], limits: Limits, plan_of: Callable[[Siz
     )
     for group in (Group(start, ends, limits, fits) for start in starts for ends in limits.ends):
         if residents := group.grid():
-            return plan_of(group.candidates(residents[0])[-1])
+            return _keep_what_fits(plan_of(group.candidates(residents[0])[0]), limits, plan_of)
     return None
 
 
@@ -253,7 +259,9 @@ def _candidates(model: ModelSizes, workload: Workload, dtype: torch.dtype) -> li
             gradient_slots=slot,
             host_boundaries=boundaries,
             head_chunk=max(16, min(chunk, micro * workload.max_length)),
+            resident=min(workload.resident or 0, n),
             resident_gradients=workload.clipping,
+            kept=0 if workload.recompute_all else min(workload.kept or 0, n),
             optimizer_state=workload.optimizer_state,
         )
         for slot in slots
@@ -328,7 +336,7 @@ def _does_not_fit(plan: Plan, workload: Workload, plan_of: Callable[[Sizes], Pla
     """The refusal, from the least demanding plan without a disk."""
     budget = plan.device_budget_bytes
     if budget is not None and not plan.fits_device:
-        pinned = [key for key in ("micro_batch_size", "window_depth") if getattr(workload, key)]
+        pinned = [key for key in ("micro_batch_size", "window_depth", "resident", "kept") if getattr(workload, key)]
         remedy = f"leave {' and '.join(pinned)} to the planner" if pinned else "lower max_length"
         return DoesNotFit(
             f"the GPU needs {format_bytes(plan.device_peak_bytes)}, and its budget is {format_bytes(budget)}; "

@@ -5,6 +5,8 @@ from typing import Literal
 
 import torch
 
+from slideformer.memory.disk_state import BUFFERS
+
 OptimizerState = Literal["fp32", "bf16"]
 
 
@@ -25,6 +27,7 @@ class Sizes:
         resident_gradients: whether the gradients of all that is resident may wait on the device for their update.
         resident_ends: whether that of embedding, head and what else is outside the blocks is there, too.
         disk_blocks: layers whose durable state, but for the weights that the device fetches, is on disk.
+        disk_buffers: records of these that are in host memory at once.
         optimizer_state: what the optimizer's moments are stored in.
     """
 
@@ -41,6 +44,7 @@ class Sizes:
     resident_gradients: bool = False
     resident_ends: bool = False
     disk_blocks: int = 0
+    disk_buffers: int = BUFFERS
     optimizer_state: OptimizerState = "fp32"
 
     @property

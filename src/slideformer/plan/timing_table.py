@@ -17,11 +17,12 @@ DAY_SECONDS = 86400
 
 def render_timing(timing: StepTiming) -> str:
     """Plain text, below the table of bytes."""
+    doubled = f"twice the batch_size gives {timing.tokens_per_second_if_doubled:,.0f} tokens/s"
+    even = f"with steps of {timing.break_even_tokens:,.0f} tokens computation takes as long as AdamW; "
     lines = [
         f"predicted for {timing.machine}: {timing.tokens_per_second:,.0f} tokens/s, bound by "
         f"{LANE_NAMES[timing.bound]}; {timing.steps:,} steps take {_duration(timing.run_seconds)}",
-        f"with steps of {timing.break_even_tokens:,.0f} tokens computation takes as long as AdamW; "
-        f"twice the batch_size gives {timing.tokens_per_second_if_doubled:,.0f} tokens/s",
+        (even if timing.break_even_tokens else "") + doubled,
     ]
     return "\n".join(["", _table(timing), *lines])
 
