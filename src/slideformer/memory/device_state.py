@@ -31,7 +31,8 @@ class WayOut:
     """
 
     def __init__(self, allocator: HostAllocator, state_bytes: Iterable[int], threads: int | None = None):
-        self.buffer = allocator.empty("way out of the device", (self.bytes_needed(state_bytes),), torch.uint8)
+        size = self.bytes_needed(state_bytes)
+        self.buffer = allocator.empty("way out of the device", (size,), torch.uint8, pinned=True)
         self.threads = threads
         self.lock = threading.Lock()
 
@@ -104,16 +105,15 @@ class DeviceState:
             threads = self._way_out.threads
             copy = LayerState(self.name, self.layout, memory, False, threads, self._moment_dtype, self._rounding)
             copy.counts = self.counts
-            if self.updated is not None:
-                self.updated.wait()
-            pairs = list(zip(copy.tensors().values(), self.tensors().values(), strict=True))
-            for there, here in pairs:
-                there.copy_(here)
+            there, here = copy.tensors().values(), self.tensors().values()
+            lane = self._lanes.update  # not compute's, where this would wait for all that has been submitted
+            self.wait_updated(lane)
+            lane.run(copy_all, list(zip(here, there, strict=True)))
+            lane.record().wait()
             yield copy
             if change:
-                self.change(self._lanes.compute, copy_all, pairs)
-                assert self.updated is not None
-                self.updated.wait()  # the buffer is the next state's
+                self.change(lane, copy_all, list(zip(there, here, strict=True)))
+                lane.record().wait()  # the buffer is the next state's
 
     def opened_weights(self, dtype: torch.dtype) -> Any:
         """As `opened`, of which only the weights are to be read."""
@@ -134,7 +134,7 @@ def one_gate(gates: Sequence[Tensor]) -> Tensor | None:
 def copy_all(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Copy each pair's first to its second."""
     for source, destination in pairs:
-        destination.copy_(source)
+        destination.copy_(source, non_blocking=True)
 
 
 def units_on_device(layouts: Mapping[str, FlatLayout], blocks: Sequence[str], count: int, ends: bool) -> list[str]:
