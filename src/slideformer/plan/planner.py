@@ -148,15 +148,15 @@ def make_plan(
         return _plan(sizes, model, work, dtype, *budgets, process_bytes)
 
     limits = _limits(model, work, workload, dtype, device_budget_bytes, disk_budget_bytes)
-    starts = [sizes for sizes in _candidates(model, workload, dtype) if not sizes.host_boundaries]
-    plans = [plan_of(sizes) for sizes in _candidates(model, workload, dtype)]
+    candidates = _candidates(model, workload, dtype)
+    starts = [sizes for sizes in candidates if not sizes.host_boundaries]
     if pace is not None and device_budget_bytes is not None:
         sizes = _of_the_shortest_step(starts, limits, plan_of, pace, dtype)
         chosen = None if sizes is None else plan_of(sizes)
     else:
-        chosen = _first_preferred(plans, limits, plan_of) or _fewest_resident(starts, limits, plan_of)
+        chosen = _first_preferred(candidates, limits, plan_of) or _fewest_resident(starts, limits, plan_of)
     if chosen is None:
-        raise _does_not_fit(_least_demanding(plans), workload, plan_of)
+        raise _does_not_fit(_least_demanding([plan_of(sizes) for sizes in candidates]), workload, plan_of)
     return chosen
 
 
@@ -202,8 +202,9 @@ def _of_the_shortest_step(
     return choose([sizes for sizes in one_slot_each if sizes.micro_batch_size in tried], limits, fits, costs)
 
 
-def _first_preferred(plans: list[Plan], limits: Limits, plan_of: Callable[[Sizes], Plan]) -> Plan | None:
+def _first_preferred(candidates: list[Sizes], limits: Limits, plan_of: Callable[[Sizes], Plan]) -> Plan | None:
     """The first plan that fits, with nothing on disk if possible; device memory that is left is spent."""
+    plans = [plan_of(sizes) for sizes in candidates]
     found = next(filter(_fits, plans), None)
     if found is None and limits.offloads:
         with_disk = (fewest_on_disk(plan, plan_of) for plan in plans if plan.fits_device)
