@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from slideformer.errors import ConfigError, DoesNotFit
-from slideformer.plan.choice import Costs, Fits, Group, Limits, choose, halvings
+from slideformer.plan.choice import DISK_BUFFERS, Costs, Fits, Group, Limits, choose, halvings
 from slideformer.plan.footprint import ModelSizes, Work, device_bytes, disk_bytes, host_bytes
 from slideformer.plan.offloading import disk_is_full, fewest_on_disk, offer
 from slideformer.plan.pace import Pace
@@ -346,7 +346,7 @@ def _does_not_fit(plan: Plan, workload: Workload, plan_of: Callable[[Sizes], Pla
         )
     other = offer(plan, plan_of)
     if plan.disk_budget_bytes is not None:
-        with_disk = fewest_on_disk(plan, plan_of)
+        with_disk = fewest_on_disk(plan_of(replace(plan.sizes, disk_buffers=DISK_BUFFERS[-1])), plan_of)
         if with_disk.fits_host:
             return disk_is_full(with_disk)
         plan = min(plan, with_disk, key=lambda plan: plan.host_peak_bytes)
