@@ -240,8 +240,8 @@ def _fewest_resident(starts: list[Sizes], limits: Limits, plan_of: Callable[[Siz
         lambda sizes: plan_of(sizes).fits_disk,
     )
     for group in (Group(start, ends, limits, fits) for start in starts for ends in limits.ends):
-        if residents := group.grid():
-            return _keep_what_fits(plan_of(group.candidates(residents[0])[0]), limits, plan_of)
+        for resident in group.fewest():
+            return _keep_what_fits(plan_of(group.candidates(resident)[0]), limits, plan_of)
     return None
 
 
