@@ -134,8 +134,8 @@ def test_nor_at_adversarial_moments(max_norm: float | None, tmp_path: Path):
     in_memory = run(deep("qwen3"), tmp_path, 0, max_norm)
     for seed in range(8):
         lanes, _ = fuzzed_lanes(seed)
-        sizes = {"disk_buffers": 4 - seed % 4}
-        assert_same(run(deep("qwen3"), tmp_path, BLOCKS, max_norm, lanes=lanes, **sizes), in_memory)
+        outcome = run(deep("qwen3"), tmp_path, BLOCKS, max_norm, lanes=lanes, disk_buffers=4 - seed % 4)
+        assert_same(outcome, in_memory)
 
 
 @pytest.mark.timeout(120)
