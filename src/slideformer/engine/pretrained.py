@@ -83,7 +83,7 @@ def load_engine(
     decoder = Decoder(config, where, attn_implementation, customize, trust_remote_code)
     machine, work = Machine.measure(where), measure_work(decoder, workload.max_length, dtype)
     host, gpu = host_budget_bytes or machine.host_bytes, machine.allocatable_bytes(gpu_budget_bytes)
-    pace = pace_of_model(decoder, config, workload, dtype, customize is not None, trust_remote_code)
+    pace = pace_of_model(where, config, workload, dtype, customize is not None, trust_remote_code)
     plan = make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, resident_bytes(), disk, pace)
     if parity_check:
         check_parity(config, trust_remote_code)
@@ -94,10 +94,10 @@ def load_engine(
 
 
 def pace_of_model(
-    decoder: Decoder, config: Any, workload: Workload, dtype: torch.dtype, fused: bool, trust_remote_code: bool
+    device: torch.device, config: Any, workload: Workload, dtype: torch.dtype, fused: bool, trust_remote_code: bool
 ) -> Pace | None:
     """What full steps take on this machine; None unless `slideformer probe` has measured its GPU."""
-    rates = cached_rates() if decoder.device.type != "cpu" else None
+    rates = cached_rates() if device.type != "cpu" else None
     if rates is None or not rates.has_gpu:
         return None
     plain = Decoder(config, torch.device("cpu"), None, None, trust_remote_code)

@@ -8,6 +8,7 @@ lane takes at least, and their schedules are played from the front until none th
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TypeVar
 
 from slideformer.memory.disk_state import BUFFERS
@@ -18,8 +19,8 @@ T = TypeVar("T")
 GRID = 6  # numbers of resident blocks that are tried first
 REFINED = 4  # of the best of these, the neighbours are tried as well
 MICRO_BATCH_SIZES = 3
-FEWER_SLOTS = (8, 2)  # for gradients that wait, if one for each block is too much for the host
-DISK_BUFFERS = (BUFFERS, 3, 2)
+FEWER_SLOTS = (8, 2, 1)  # for gradients that wait, if one for each block is too much for the host
+DISK_BUFFERS = (BUFFERS, 3, 2, 1)
 PLAYED = 32  # schedules at most, each time
 SAME = 1.01  # predictions are no better than that: among such equals, the least to do beside computation is preferred
 
@@ -111,16 +112,24 @@ class Group:
     _seen: dict[int, list[Sizes]] = field(default_factory=dict)
 
     def grid(self) -> list[int]:
-        """Numbers of resident blocks, from the fewest to the most that fit."""
+        """Numbers of resident blocks to try first, from few to many; empty if none fits."""
+        counts = self._counts()
+        self.step = max(1, -(-(len(counts) - 1) // (GRID - 1)))
+        found = [count for count in sorted({*counts[:: self.step], *counts[-1:]}) if self.candidates(count)]
+        return found or self.fewest()
+
+    def fewest(self) -> list[int]:
+        """The smallest number of resident blocks that fits, if there is one.
+
+        More of them take states from the host, and drive boundaries to it: either can be what it has no room for.
+        """
+        return list(islice((count for count in self._counts() if self.candidates(count)), 1))
+
+    def _counts(self) -> range:
+        """What the device has room for."""
         low, high = self.limits.resident
-        most = last(range(low, high + 1), lambda r: self.fits.device(self._smallest(r)))
-        if most is None:
-            return []
-        least = first(range(low, most + 1), lambda r: bool(self.candidates(r)))
-        if least is None:
-            return []
-        self.step = max(1, -(-(most - least) // (GRID - 1)))
-        return sorted({*range(least, most + 1, self.step), most})
+        most = last(range(low, high + 1), lambda count: self.fits.device(self._smallest(count)))
+        return range(low, low if most is None else most + 1)
 
     def candidates(self, resident: int) -> list[Sizes]:
         """The ways to spend what is left on keeping; none, if so many resident blocks do not fit."""

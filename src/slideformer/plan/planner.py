@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from slideformer.errors import ConfigError, DoesNotFit
+from slideformer.errors import ConfigError
 from slideformer.plan.choice import Costs, Fits, Group, Limits, choose, halvings
 from slideformer.plan.footprint import ModelSizes, Work, device_bytes, disk_bytes, host_bytes
-from slideformer.plan.offloading import disk_is_full, fewest_on_disk, offer
+from slideformer.plan.offloading import fewest_on_disk
 from slideformer.plan.pace import Pace
+from slideformer.plan.refusal import does_not_fit, least_demanding
 from slideformer.plan.sizes import OptimizerState, Sizes
 from slideformer.plan.table import render
 from slideformer.plan.timing import StepTiming
-from slideformer.units import format_bytes, gib_that_hold
 
 TARGET_TOKENS = 8192  # of a micro-batch: enough to fill a large GPU; more only costs memory
 PREFERRED_DEPTH = 3  # one layer computes, one is ready, one arrives
@@ -148,15 +148,15 @@ def make_plan(
         return _plan(sizes, model, work, dtype, *budgets, process_bytes)
 
     limits = _limits(model, work, workload, dtype, device_budget_bytes, disk_budget_bytes)
-    starts = [sizes for sizes in _candidates(model, workload, dtype) if not sizes.host_boundaries]
-    plans = [plan_of(sizes) for sizes in _candidates(model, workload, dtype)]
+    candidates = _candidates(model, workload, dtype)
+    starts = [sizes for sizes in candidates if not sizes.host_boundaries]
     if pace is not None and device_budget_bytes is not None:
         sizes = _of_the_shortest_step(starts, limits, plan_of, pace, dtype)
         chosen = None if sizes is None else plan_of(sizes)
     else:
-        chosen = _first_preferred(plans, limits, plan_of) or _fewest_resident(starts, limits, plan_of)
+        chosen = _first_preferred(candidates, limits, plan_of) or _fewest_resident(starts, limits, plan_of)
     if chosen is None:
-        raise _does_not_fit(_least_demanding(plans), workload, plan_of)
+        raise does_not_fit(least_demanding([plan_of(sizes) for sizes in candidates]), workload, plan_of)
     return chosen
 
 
@@ -202,8 +202,9 @@ def _of_the_shortest_step(
     return choose([sizes for sizes in one_slot_each if sizes.micro_batch_size in tried], limits, fits, costs)
 
 
-def _first_preferred(plans: list[Plan], limits: Limits, plan_of: Callable[[Sizes], Plan]) -> Plan | None:
+def _first_preferred(candidates: list[Sizes], limits: Limits, plan_of: Callable[[Sizes], Plan]) -> Plan | None:
     """The first plan that fits, with nothing on disk if possible; device memory that is left is spent."""
+    plans = [plan_of(sizes) for sizes in candidates]
     found = next(filter(_fits, plans), None)
     if found is None and limits.offloads:
         with_disk = (fewest_on_disk(plan, plan_of) for plan in plans if plan.fits_device)
@@ -239,8 +240,8 @@ def _fewest_resident(starts: list[Sizes], limits: Limits, plan_of: Callable[[Siz
         lambda sizes: plan_of(sizes).fits_disk,
     )
     for group in (Group(start, ends, limits, fits) for start in starts for ends in limits.ends):
-        if residents := group.grid():
-            return _keep_what_fits(plan_of(group.candidates(residents[0])[0]), limits, plan_of)
+        for resident in group.fewest():
+            return _keep_what_fits(plan_of(group.candidates(resident)[0]), limits, plan_of)
     return None
 
 
@@ -322,56 +323,6 @@ def _plan(
 
 def _fits(plan: Plan) -> bool:
     return plan.fits_device and plan.fits_host and plan.fits_disk
-
-
-def _least_demanding(plans: list[Plan]) -> Plan:
-    """Of the plans that the device can hold, that with the least host memory; if there is none, the smallest there."""
-    on_device = [plan for plan in plans if plan.fits_device]
-    if on_device:
-        return min(on_device, key=lambda plan: plan.host_peak_bytes)
-    return min(plans, key=lambda plan: (plan.device_peak_bytes, plan.host_peak_bytes))
-
-
-def _does_not_fit(plan: Plan, workload: Workload, plan_of: Callable[[Sizes], Plan]) -> DoesNotFit:
-    """The refusal, from the least demanding plan without a disk."""
-    budget = plan.device_budget_bytes
-    if budget is not None and not plan.fits_device:
-        pinned = [key for key in ("micro_batch_size", "window_depth", "resident", "kept") if getattr(workload, key)]
-        remedy = f"leave {' and '.join(pinned)} to the planner" if pinned else "lower max_length"
-        return DoesNotFit(
-            f"the GPU needs {format_bytes(plan.device_peak_bytes)}, and its budget is {format_bytes(budget)}; "
-            f"largest: {_largest(max(plan.device.values(), key=lambda phase: sum(phase.values())))}",
-            f"{remedy}, or give budget.gpu at least {gib_that_hold(plan.device_peak_bytes)}",
-        )
-    other = offer(plan, plan_of)
-    if plan.disk_budget_bytes is not None:
-        with_disk = fewest_on_disk(plan, plan_of)
-        if with_disk.fits_host:
-            return disk_is_full(with_disk)
-        plan = min(plan, with_disk, key=lambda plan: plan.host_peak_bytes)
-    savings = {
-        "max_grad_norm: null": plan.host.get("gradients", 0) if workload.clipping else 0,
-        "optimizer_state: bf16": 4 * plan.model.trained_parameters if workload.optimizer_state == "fp32" else 0,
-    }
-    less = " and ".join(f"{setting} saves up to {format_bytes(size)}" for setting, size in savings.items() if size)
-    without = f" ({less})" if less else ""
-    return DoesNotFit(
-        f"host memory needs {format_bytes(plan.host_peak_bytes)}, and its budget is "
-        f"{format_bytes(plan.host_budget_bytes)}; largest: {_largest(plan.host)}",
-        f"give budget.host at least {gib_that_hold(plan.host_peak_bytes)}{without}{other}, or train a model of at most "
-        f"{_parameters_that_fit(plan) / 1e9:.2f}B parameters (this one has {plan.model.parameters / 1e9:.2f}B)",
-    )
-
-
-def _parameters_that_fit(plan: Plan) -> float:
-    state = plan.host["weights and optimizer state"]
-    rest = plan.host_peak_bytes - state
-    return max(0.0, plan.model.parameters * (plan.host_budget_bytes - rest) / state)
-
-
-def _largest(parts: dict[str, int]) -> str:
-    top = sorted(parts.items(), key=lambda item: -item[1])[:3]
-    return ", ".join(f"{name} {format_bytes(size)}" for name, size in top)
 
 
 def _power_of_two_below(value: int) -> int:

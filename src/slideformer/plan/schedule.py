@@ -4,15 +4,14 @@ The rules are those of `engine/step.py`, `memory/window.py`, `memory/gradients.p
 as points in time. Steps follow each other until the distance between two of them is that of every later one.
 """
 
-from bisect import insort
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+
+from slideformer.plan.disk_queue import DiskQueue, Pending, Span
 
 STEPS = 4  # the first begins with nothing pending, and the last leaves its updates to the next; shown is the third
 BEFORE_BLOCKS = -1  # what the next forward needs before block 0
 LANES = ("compute", "h2d", "d2h", "adamw", "disk")
-REMEMBERED = 32  # pieces of work between which the disk may have time for another
 STAGING = 2  # gradients that may leave the GPU while computation goes on
 
 
@@ -72,15 +71,6 @@ class StepWork:
         }  # fmt: skip
 
 
-class Span(NamedTuple):
-    """A piece of work on a lane (one of `LANES`), in seconds from the step's beginning."""
-
-    lane: str
-    what: str
-    start: float
-    stop: float
-
-
 @dataclass(frozen=True)
 class Schedule:
     """A step among equals.
@@ -130,9 +120,9 @@ class Player:
     spans: list[Span] = field(default_factory=list)
     free: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LANES, 0.0))
     fresh: dict[str, float] = field(default_factory=dict)
-    pending: list["Pending"] = field(default_factory=list)
+    pending: list[Pending] = field(default_factory=list)
     occupied: int = 0  # gradient slots of blocks whose update has not run
-    disk: "DiskQueue" = field(init=False)
+    disk: DiskQueue = field(init=False)
 
     def __post_init__(self) -> None:
         self.disk = DiskQueue(self.spans, self.work.buffers)
@@ -244,71 +234,6 @@ class Player:
         self.fresh[first.unit] = done
         self.occupied -= first.unit.startswith("block")
         return done
-
-
-@dataclass(eq=False)
-class Pending:
-    """An update that has not run."""
-
-    unit: str
-    seconds: float
-    next_use: int
-    runnable: float
-    write: float = 0.0
-    arrived: float = 0.0  # its record, from the disk
-
-    @property
-    def ready(self) -> float:
-        return max(self.runnable, self.arrived)
-
-
-class DiskQueue:
-    """Records that pass through a few buffers, each read before its update and written behind it.
-
-    One disk does both, so what is read has to fit between what is written.
-
-    Args:
-        spans: of the whole schedule, to which those of the disk are added.
-        buffers: records in memory at once.
-    """
-
-    def __init__(self, spans: list[Span], buffers: int):
-        self._spans = spans
-        self._free = [0.0] * buffers  # from when each is
-        self._waiting: list[tuple[Pending, float, float]] = []
-        self._busy: list[tuple[float, float]] = []
-        self._begin = 0.0  # gaps before it are forgotten
-
-    def expect(self, update: Pending, seconds: float, known: float) -> None:
-        """The update's record is wanted, which is known from some point in time on."""
-        update.arrived = float("inf")
-        self._waiting.append((update, seconds, known))
-        self._bring()
-
-    def write_back(self, update: Pending, updated: float) -> None:
-        """Behind it the buffer is the next record's."""
-        self._free.append(self._run(f"write {update.unit}", update.write, updated))
-        self._bring()
-
-    def _bring(self) -> None:
-        while self._waiting and self._free:
-            update, seconds, known = self._waiting.pop(0)
-            update.arrived = self._run(f"read {update.unit}", seconds, max(known, self._free.pop(0)))
-
-    def _run(self, what: str, seconds: float, earliest: float) -> float:
-        """In the first gap that is long enough; returns its end."""
-        start = max(earliest, self._begin)
-        for begin, end in self._busy:
-            if end > start:
-                if begin - start >= seconds:
-                    break
-                start = end
-        stop = start + seconds
-        insort(self._busy, (start, stop))
-        if len(self._busy) > REMEMBERED:
-            self._begin = self._busy.pop(0)[1]
-        self._spans.append(Span("disk", what, start, stop))
-        return stop
 
 
 def play_in_turn(work: StepWork) -> Schedule:
