@@ -25,6 +25,10 @@ SHAPES: dict[str, Any] = {
         hidden_size=5120, intermediate_size=17408, num_hidden_layers=40, num_attention_heads=40, num_key_value_heads=8,
         head_dim=128, vocab_size=151936, tie_word_embeddings=False, max_position_embeddings=40960,
     ),
+    "qwen3-32b": lambda: Qwen3Config(
+        hidden_size=5120, intermediate_size=25600, num_hidden_layers=64, num_attention_heads=64, num_key_value_heads=8,
+        head_dim=128, vocab_size=151936, tie_word_embeddings=False, max_position_embeddings=40960,
+    ),
     "llama-3.3-70b": lambda: LlamaConfig(
         hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8,
         vocab_size=128256, max_position_embeddings=131072,

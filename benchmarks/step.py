@@ -1,9 +1,9 @@
 """Tokens per second of a training step: the sliding engine beside resident training of the same shape, in one run.
 
-    python benchmarks/step.py --shape qwen3-4b --sequences 8 32 --gpu-budget 8GiB --json out.json
+    python benchmarks/step.py --shape qwen3-4b --sequences 8 32 --gpu-budget 8GiB --rates probe --json out.json
 
 Each case runs in a process of its own, so that peaks are its own. Wall time is from the first counted step to a full
-drain.
+drain. With `--rates` plans are chosen by predicted seconds, and the prediction is printed beside what was measured.
 """
 
 import argparse
@@ -12,10 +12,13 @@ import platform
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from pydantic import TypeAdapter
 from shapes import SHAPES
 
 from slideformer.metrics import host_peak_bytes
@@ -28,25 +31,44 @@ def sliding(case: dict[str, Any]) -> dict[str, Any]:
     from slideformer.data.examples import Example
     from slideformer.engine.engine import Engine
     from slideformer.engine.measure import measure_work, model_sizes
+    from slideformer.engine.operations import count_operations
     from slideformer.engine.random_weights import random_weights
     from slideformer.kernels.liger import apply_liger
     from slideformer.models.architecture import Decoder
     from slideformer.optim.adamw import AdamWStep
-    from slideformer.plan.machine import Machine, resident_bytes
+    from slideformer.plan.machine import Machine, disk_budget_bytes, resident_bytes
+    from slideformer.plan.pace import pace_of_full_steps
     from slideformer.plan.planner import Workload, make_plan
+    from slideformer.plan.rates import MachineRates
     from slideformer.plan.table import render
+    from slideformer.plan.timing import predict
 
     config, length, sequences = SHAPES[case["shape"]](), case["length"], case["sequences"]
     device = torch.device("cuda")
     decoder = Decoder(config, device, "sdpa", apply_liger)
-    workload = Workload(sequences, length, case["clip"], case["micro_batch_size"], case["window_depth"])
+    workload = Workload(
+        sequences, length, case["clip"], case["micro_batch_size"], case["window_depth"], resident=case["resident"],
+        kept=case["kept"], optimizer_state=case["optimizer_state"],
+    )  # fmt: skip
+    pace = None
+    if case["rates"]:
+        operations = count_operations(Decoder(config, torch.device("cpu"), None), torch.bfloat16, fused=True)
+        rates = TypeAdapter(MachineRates).validate_python(case["rates"])
+        pace = pace_of_full_steps(operations, rates, sequences, length, torch.bfloat16, case["clip"])
     machine = Machine.measure(device)
     budget = parse_bytes(case["gpu_budget"]) if case["gpu_budget"] else None
     gpu = machine.allocatable_bytes(budget)
     if budget:
         torch.cuda.set_per_process_memory_fraction(budget / torch.cuda.get_device_properties(0).total_memory)
     work = measure_work(decoder, length, torch.bfloat16)
-    plan = make_plan(model_sizes(decoder), work, workload, torch.bfloat16, machine.host_bytes, gpu, resident_bytes())
+    disk = disk_budget_bytes(Path(case["offload_dir"]), None) if case["offload_dir"] else None
+    host = parse_bytes(case["host_budget"]) if case["host_budget"] else machine.host_bytes
+    process = resident_bytes()
+    plan = make_plan(model_sizes(decoder), work, workload, torch.bfloat16, host, gpu, process, disk, pace)
+    if pace is not None:
+        tokens = pace.tokens_of(plan.sizes.micro_batch_size)
+        arguments = (tokens, pace.rates, torch.bfloat16, case["clip"], 1)
+        plan = replace(plan, timing=predict(plan.model, pace.operations, plan.sizes, *arguments))
     print(render(plan), file=sys.stderr)
 
     def batch(step: int):
@@ -55,7 +77,8 @@ def sliding(case: dict[str, Any]) -> dict[str, Any]:
         return collate([Example(k, row, row) for k, row in enumerate(ids)], 0)
 
     started = time.perf_counter()
-    with Engine(decoder, plan.sizes, torch.bfloat16, threads=case["threads"]) as engine:
+    offload_dir = Path(case["offload_dir"]) if case["offload_dir"] else None
+    with Engine(decoder, plan.sizes, torch.bfloat16, threads=case["threads"], offload_dir=offload_dir) as engine:
         engine.load(random_weights(engine, config, 0))
         torch.cuda.empty_cache()
         loading = time.perf_counter() - started
@@ -85,6 +108,7 @@ def sliding(case: dict[str, Any]) -> dict[str, Any]:
             "loading_seconds": loading,
             "losses": [results[0].loss, results[-1].loss],
             "plan": plan.as_json()["sizes"],
+            "predicted": None if plan.timing is None else plan.timing.as_json(),
         }
 
 
@@ -139,7 +163,18 @@ def _row(case: dict[str, Any], r: dict[str, Any]) -> str:
         text += (
             f"  AdamW {r['gparam_per_second']:.2f} Gparam/s, {r['optimizer_seconds']:.2f} of {r['step_seconds']:.2f} s"
         )
+    if r.get("predicted"):
+        text += f"  predicted {r['predicted']['tokens_per_second']:,.0f} tok/s"
     return text
+
+
+def rates_of(argument: str | None) -> dict[str, Any] | None:
+    """Of a file, or of this machine, in a process of its own: what is measured there stays out of the cases."""
+    if argument != "probe":
+        return None if argument is None else json.loads(Path(argument).read_text(encoding="utf-8"))
+    command = [sys.executable, "-m", "slideformer", "probe", "--fresh", "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=300)
+    return json.loads(done.stdout[done.stdout.index("{") :])
 
 
 def main() -> None:
@@ -152,6 +187,12 @@ def main() -> None:
     parser.add_argument("--gpu-budget", nargs="+", default=["none"], help="of the sliding system: sizes, or none")
     parser.add_argument("--micro-batch-size", type=int)
     parser.add_argument("--window-depth", type=int)
+    parser.add_argument("--resident", type=int, help="blocks whose state stays on the GPU; left out: chosen")
+    parser.add_argument("--kept", type=int, help="blocks of which nothing is recomputed; left out: chosen")
+    parser.add_argument("--rates", help="a machine's file, or probe: measure this one first; choose plans by seconds")
+    parser.add_argument("--host-budget")
+    parser.add_argument("--offload-dir")
+    parser.add_argument("--optimizer-state", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--threads", type=int, help="of the CPU optimizer")
     parser.add_argument("--clip", action="store_true")
     parser.add_argument("--systems", nargs="+", default=["sliding", "resident"])
@@ -162,6 +203,7 @@ def main() -> None:
         case = json.loads(arguments.case)
         print(json.dumps({"sliding": sliding, "resident": resident}[case["system"]](case)))
         return
+    arguments.rates = rates_of(arguments.rates)
     shared = {
         k: v for k, v in vars(arguments).items() if k not in ("sequences", "systems", "gpu_budget", "json", "case")
     }

@@ -68,7 +68,7 @@ CALLS: dict[str, tuple[Any, str]] = {
     "open the rows' gradient": (EmbeddingTable, "open_gradient"),
     "submit": (Updates, "submit"),
     "close the step": (Updates, "close"),
-    "update a layer": (LayerAdam, "step"),
+    "update a layer": (LayerAdam, "step_spans"),
     "update rows": (LayerAdam, "step_rows"),
     "update the other rows": (LayerAdam, "step_except_rows"),
     "evaluate": (compute, "add_head_loss"),

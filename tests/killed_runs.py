@@ -39,7 +39,7 @@ CALLS: dict[str, tuple[Any, str]] = {
     "load": (LayerState, "load"),
     "forward": (compute, "block_recorded"),
     "backward": (compute, "block_backward"),
-    "update": (LayerAdam, "step"),
+    "update": (LayerAdam, "step_spans"),
     "record": (RecordLog, "write"),
     "copy a unit": (snapshot, "StateCopy"),
     "read from the disk tier": (DiskFile, "_read"),

@@ -6,6 +6,7 @@ import torch
 
 from slideformer.layout import FlatLayout
 from slideformer.plan.footprint import ModelSizes, Work
+from slideformer.plan.pace import Pace
 from slideformer.plan.planner import Plan, Workload, make_plan
 from slideformer.units import MIB, parse_bytes
 
@@ -30,8 +31,11 @@ def work_of(length: int) -> Work:
     )  # fmt: skip
 
 
-def plan(host: str = "64GiB", gpu: str | None = "24GiB", disk: str | None = None, **workload: Any) -> Plan:
-    load = Workload(**{"batch_size": 32, "max_length": 1024, "clipping": True, **workload})
+def plan(
+    host: str = "64GiB", gpu: str | None = "24GiB", disk: str | None = None, pace: Pace | None = None, **workload: Any
+) -> Plan:
+    """Nothing is resident unless `resident` says so."""
+    load = Workload(**{"batch_size": 32, "max_length": 1024, "clipping": True, "resident": 0, **workload})
     device = None if gpu is None else parse_bytes(gpu)
     return make_plan(
         model_of(),
@@ -42,4 +46,5 @@ def plan(host: str = "64GiB", gpu: str | None = "24GiB", disk: str | None = None
         device,
         process_bytes=500 * MIB,
         disk_budget_bytes=None if disk is None else parse_bytes(disk),
+        pace=pace,
     )

@@ -56,6 +56,13 @@ def test_budgets_of_the_config_win(config: Path):
     assert plan.host_budget_bytes == 16 * GIB and plan.device_budget_bytes and plan.device_budget_bytes < 8 * GIB
 
 
+def test_seconds_choose_the_plan_and_the_config_pins_it(config: Path):
+    chosen, slid = (plan_for(load_config(config, pins), machine()) for pins in ([], ["--resident=0", "--kept=1"]))
+    assert chosen.sizes.resident_ends and chosen.sizes.resident and (slid.sizes.resident, slid.sizes.kept) == (0, 1)
+    assert chosen.timing and slid.timing and chosen.timing.seconds < slid.timing.seconds
+    assert "updated on the GPU, where their state stays" in str(chosen)
+
+
 def test_the_type_is_the_machine_s_or_the_config_s():
     assert dtype_there(machine(), "auto", "auto") == torch.bfloat16
     assert dtype_there(machine(gpu=False), "auto", "auto") == torch.float32

@@ -136,6 +136,12 @@ class Config(Section):
     window_depth: int | None = Field(
         default=None, ge=2, description="layers whose weights are on the GPU at once; null: chosen"
     )
+    resident: int | None = Field(
+        default=None, ge=0, description="layers (the first) whose states stay in the GPU's memory; null: chosen"
+    )
+    kept: int | None = Field(
+        default=None, ge=0, description="layers (the last) of which nothing is recomputed in backward; null: chosen"
+    )
     gradient_checkpointing: bool | None = Field(
         default=None,
         description="true: recompute every layer in backward; null: keep of its forward what memory allows",

@@ -1,5 +1,6 @@
 """How long the steps of a run will take: its batches, its model and a machine's rates, put together."""
 
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from slideformer.data.batches import Batch, BatchStream
 from slideformer.engine.operations import count_operations
 from slideformer.models.architecture import Decoder
 from slideformer.plan.operations import StepTokens
+from slideformer.plan.pace import Pace
 from slideformer.plan.planner import Plan
 from slideformer.plan.rates import MachineRates
 from slideformer.plan.timing import NAMES, StepTiming, predict
@@ -15,32 +17,37 @@ from slideformer.plan.timing import NAMES, StepTiming, predict
 SAMPLED_STEPS = 16
 
 
-def forecast(
-    plan: Plan,
+def pace_of(
     model_config: Any,
     stream: BatchStream,
     steps: int,
-    rates: MachineRates,
+    rates: MachineRates | None,
     *,
     dtype: torch.dtype,
     clipping: bool,
     fused: bool,
     trust_remote_code: bool,
-) -> StepTiming | None:
-    """The timing of an average step; None where the model cannot be counted, or `dtype` was not measured.
+) -> Pace | None:
+    """What an average step takes, for any plan; None where the model cannot be counted, or the machine or `dtype` was
+    not measured.
 
     Args:
         steps: of the run.
         fused: whether blocks run on fused kernels.
     """
-    if NAMES[dtype] not in rates.compute.matmul_flops:
+    if rates is None or NAMES[dtype] not in rates.compute.matmul_flops:
         return None
     plain = Decoder(model_config, torch.device("cpu"), None, None, trust_remote_code)
     operations = count_operations(plain, dtype, fused)
     if operations is None:
         return None
-    tokens = average_step(stream, steps, plan.sizes.micro_batch_size)
-    return predict(plan.model, operations, plan.sizes, tokens, rates, dtype, clipping, steps)
+    return Pace(operations, lru_cache(partial(average_step, stream, steps)), rates, clipping)
+
+
+def forecast(plan: Plan, pace: Pace, dtype: torch.dtype, steps: int) -> StepTiming:
+    """The timing of an average step of `steps`."""
+    tokens = pace.tokens_of(plan.sizes.micro_batch_size)
+    return predict(plan.model, pace.operations, plan.sizes, tokens, pace.rates, dtype, pace.clipping, steps)
 
 
 def average_step(stream: BatchStream, steps: int, micro_batch_size: int) -> StepTokens:

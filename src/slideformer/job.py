@@ -15,7 +15,7 @@ from slideformer.data.load import LoadedData
 from slideformer.elsewhere import dtype_there, memory_there
 from slideformer.engine.parity import check_causal
 from slideformer.engine.pretrained import device_and_dtype
-from slideformer.forecast import forecast
+from slideformer.forecast import forecast, pace_of
 from slideformer.kernels.liger import apply_liger, choose_kernels
 from slideformer.models.architecture import Decoder
 from slideformer.models.freezing import frozen_names
@@ -23,6 +23,7 @@ from slideformer.models.hub import read_config, resolve
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.lr import learning_rate_at, warmup_step_count
 from slideformer.plan.machine import Machine, disk_budget_bytes
+from slideformer.plan.pace import Pace
 from slideformer.plan.planner import Plan
 from slideformer.plan.rates import MachineRates, cached_rates
 from slideformer.planning import plan_run
@@ -39,6 +40,8 @@ class Job:
     Attributes:
         held_out: what is evaluated on, the longest first; None: nothing.
         prompts: what is answered between two steps; None: nothing.
+        stream: the batches of the run, by step number.
+        pace: what its steps take; None where the machine's rates are not known.
     """
 
     config: Config
@@ -53,19 +56,16 @@ class Job:
     kernels: str
     machine: Machine
     plan: Plan
+    stream: BatchStream
+    pace: Pace | None
 
-    @cached_property
+    @property
     def steps(self) -> int:
-        config = self.config
-        return config.max_steps if config.max_steps > 0 else self.batches().steps_in(config.num_train_epochs)
+        return _steps_of(self.config, self.stream)
 
     def batches(self) -> BatchStream:
         """The batches of the run, by step number."""
-        return self._stream
-
-    @cached_property
-    def _stream(self) -> BatchStream:
-        return batch_stream(self.config, self.data, pad_id_of(self.tokenizer), self.config.packing)
+        return self.stream
 
     def held_out_batches(self) -> list[Batch]:
         """All held-out examples once, in batches of the size of a step."""
@@ -125,9 +125,24 @@ def prepare(config: Config, micro_batch_size: int | None = None, elsewhere: Mach
     data, held_out = read_data(config, tokenizer, decoder.vocabulary)
     prompts = read_sample_prompts(config, tokenizer, path, model_config)
     machine = memory_there(elsewhere) if elsewhere else Machine.measure(decoder.device)
-    plan = plan_run(config, decoder, dtype, machine, disk, data, held_out, prompts, micro_batch_size, elsewhere)
-    job = Job(config, path, model_config, tokenizer, data, held_out, prompts, decoder, dtype, kernels, machine, plan)
-    return replace(job, plan=_with_timing(job, elsewhere))
+    stream = batch_stream(config, data, pad_id_of(tokenizer), config.packing)
+    pace = pace_of(
+        model_config,
+        stream,
+        _steps_of(config, stream),
+        _rates(elsewhere, decoder),
+        dtype=dtype,
+        clipping=config.max_grad_norm is not None,
+        fused=kernels == "liger" or (elsewhere is not None and elsewhere.has_gpu and config.kernels != "torch"),
+        trust_remote_code=config.trust_remote_code,
+    )
+    plan = plan_run(config, decoder, dtype, machine, disk, data, held_out, prompts, micro_batch_size, elsewhere, pace)
+    if pace is not None:
+        plan = replace(plan, timing=forecast(plan, pace, dtype, _steps_of(config, stream)))
+    return Job(
+        config, path, model_config, tokenizer, data, held_out, prompts, decoder, dtype, kernels, machine, plan, stream,
+        pace,
+    )  # fmt: skip
 
 
 def plan_for(config: Config, elsewhere: MachineRates | None = None) -> Plan:
@@ -145,7 +160,9 @@ def plan_within(job: Job, device_bytes: int) -> Plan:
     budget = job.config.budget.model_copy(update={"host" if on_host else "gpu": f"{device_bytes}B"})
     config = job.config.model_copy(update={"budget": budget})
     disk = disk_budget_bytes(budget.offload_dir, budget.disk_bytes)
-    return plan_run(config, job.decoder, job.dtype, job.machine, disk, job.data, job.held_out, job.prompts, None)
+    return plan_run(
+        config, job.decoder, job.dtype, job.machine, disk, job.data, job.held_out, job.prompts, None, pace=job.pace
+    )  # fmt: skip
 
 
 def hyper_at(config: Config, steps: int, step: int) -> AdamWStep:
@@ -162,21 +179,12 @@ def hyper_at(config: Config, steps: int, step: int) -> AdamWStep:
     )  # fmt: skip
 
 
-def _with_timing(job: Job, elsewhere: MachineRates | None) -> Plan:
-    """The job's plan with seconds, where the machine's rates are known."""
-    rates, config = elsewhere or cached_rates(), job.config
-    computes_on_gpu = elsewhere.has_gpu if elsewhere else job.decoder.device.type != "cpu"
-    if rates is None or rates.has_gpu != computes_on_gpu:
-        return job.plan
-    timing = forecast(
-        job.plan,
-        job.model_config,
-        job.batches(),
-        job.steps,
-        rates,
-        dtype=job.dtype,
-        clipping=config.max_grad_norm is not None,
-        fused=job.kernels == "liger" or (elsewhere is not None and rates.has_gpu and config.kernels != "torch"),
-        trust_remote_code=config.trust_remote_code,
-    )
-    return replace(job.plan, timing=timing)
+def _steps_of(config: Config, stream: BatchStream) -> int:
+    return config.max_steps if config.max_steps > 0 else stream.steps_in(config.num_train_epochs)
+
+
+def _rates(elsewhere: MachineRates | None, decoder: Decoder) -> MachineRates | None:
+    """The machine's rates, where they are known."""
+    rates = elsewhere or cached_rates()
+    computes_on_gpu = elsewhere.has_gpu if elsewhere else decoder.device.type != "cpu"
+    return rates if rates and rates.has_gpu == computes_on_gpu else None

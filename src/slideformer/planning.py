@@ -16,6 +16,7 @@ from slideformer.errors import ConfigError, DoesNotFit
 from slideformer.models.architecture import Decoder
 from slideformer.plan.footprint import Answers
 from slideformer.plan.machine import Machine, resident_bytes
+from slideformer.plan.pace import Pace
 from slideformer.plan.planner import Plan, Workload, make_plan
 from slideformer.plan.rates import MachineRates
 from slideformer.prompts import Prompts
@@ -33,6 +34,7 @@ def plan_run(
     prompts: Prompts | None,
     kept_size: int | None,
     elsewhere: MachineRates | None = None,
+    pace: Pace | None = None,
 ) -> Plan:
     """The plan of a run over data that has been read.
 
@@ -40,6 +42,7 @@ def plan_run(
         disk_budget_bytes: what offloaded states may take; None: nothing is offloaded.
         kept_size: the micro-batch size of the run to continue, kept if the config leaves it open and it still fits.
         elsewhere: a machine that is not this one; what computation needs there is then estimated.
+        pace: what steps take; None: not known.
 
     Raises:
         DoesNotFit: with what would fit.
@@ -55,6 +58,8 @@ def plan_run(
         config.window_depth,
         recompute_all=bool(config.gradient_checkpointing),
         optimizer_state=config.optimizer_state,
+        resident=config.resident,
+        kept=config.kept,
         saves_in_background=config.saves_in_background,
     )
     host = config.budget.host_bytes or machine.host_bytes
@@ -65,7 +70,7 @@ def plan_run(
         work, process = work_there(work, decoder, dtype), GPU_PROCESS_BYTES
 
     def plan_of(workload: Workload) -> Plan:
-        return make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, process, disk_budget_bytes)
+        return make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, process, disk_budget_bytes, pace)
 
     if kept_size and not config.micro_batch_size and kept_size <= config.batch_size:
         try:

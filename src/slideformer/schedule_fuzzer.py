@@ -20,7 +20,12 @@ from torch import Tensor
 from slideformer.errors import WorkerFailed
 from slideformer.streams import Fence, Lanes, raise_worker_error
 
-FORWARDING = ("<lambda>", "wait_fresh", "wait_done")  # functions that only pass on the wait of their caller
+FORWARDING = (
+    "<lambda>",
+    "wait_fresh",
+    "wait_done",
+    "wait_updated",
+)  # functions that only pass on the wait of their caller
 
 
 class Cell:
@@ -234,9 +239,10 @@ class FuzzedLanes(Lanes):
 def fuzzed_lanes(seed: int, ignored_wait: str | None = None) -> tuple[Lanes, Scheduler]:
     """CPU lanes whose interleaving is drawn from `seed`."""
     scheduler = Scheduler(seed, ignored_wait)
-    compute, h2d, d2h = (scheduler.add(QueuedLane(name, scheduler)) for name in ("compute", "h2d", "d2h"))
+    names = ("compute", "h2d", "d2h", "update")
+    compute, h2d, d2h, update = (scheduler.add(QueuedLane(name, scheduler)) for name in names)
 
     def start_worker(name: str, work: Callable[[], bool]) -> QueuedWorker:
         return scheduler.add(QueuedWorker(name, work, scheduler))
 
-    return FuzzedLanes(torch.device("cpu"), compute, h2d, d2h, start_worker), scheduler
+    return FuzzedLanes(torch.device("cpu"), compute, h2d, d2h, update, start_worker), scheduler

@@ -1,4 +1,4 @@
-"""Lanes: ordered queues of work (compute, host-to-device, device-to-host) and the fences between them.
+"""Lanes: ordered queues of work (compute, host-to-device, device-to-host, update) and the fences between them.
 
 One interface, three backends:
 
@@ -70,12 +70,16 @@ class Worker(Protocol):
 
 @dataclass(frozen=True)
 class Lanes:
-    """The three lanes of one device, and how a background worker is started."""
+    """The lanes of one device, and how a background worker is started.
+
+    `update` is for updates of states on the device that the worker submits; the main thread submits to the others.
+    """
 
     device: torch.device
     compute: Lane
     h2d: Lane
     d2h: Lane
+    update: Lane
     start_worker: Callable[[str, Callable[[], bool]], Worker]
 
     def empty(self, shape: Iterable[int], dtype: torch.dtype) -> Tensor:
@@ -216,6 +220,7 @@ def accelerator_lanes(device: torch.device) -> Lanes:
         ComputeLane(compute),
         StreamLane(torch.Stream(device)),
         StreamLane(torch.Stream(device)),
+        StreamLane(torch.Stream(device)),
         ThreadWorker,
     )
 
@@ -223,7 +228,7 @@ def accelerator_lanes(device: torch.device) -> Lanes:
 def inline_lanes(device: torch.device) -> Lanes:
     """Lanes for a device that is the host itself."""
     lane = InlineLane()
-    return Lanes(device, lane, lane, lane, ThreadWorker)
+    return Lanes(device, lane, lane, lane, lane, ThreadWorker)
 
 
 def lanes_for(device: torch.device) -> Lanes:

@@ -9,12 +9,13 @@ from tiny_runs import Subject, batch_at, make_records, mean_loss, subject
 from torch import Tensor
 
 from slideformer.engine import compute
-from slideformer.engine.tape import as_leaves
+from slideformer.engine.tape import Level, as_leaves
 from slideformer.layout import FlatLayout
 from slideformer.memory.gradients import Accumulator
 
 BATCH = batch_at(make_records(3), 3, 0)
 TRAINED = BATCH.trained_tokens
+LEVELS: list[Level] = ["all", "outputs", "recompute"]
 
 
 @cache
@@ -51,7 +52,7 @@ def whole_pass(of: Subject, chunk: int) -> tuple[float, dict[str, Tensor]]:
     inputs = compute.enter(decoder, batch, rows, shell)
     xs, tapes = [compute.hidden_of(inputs)], []
     for i, block in enumerate(blocks):
-        tapes.append(compute.block_recorded(decoder, i, block, xs[-1], inputs, batch, keep=i % 2 == 0))
+        tapes.append(compute.block_recorded(decoder, i, block, xs[-1], inputs, batch, LEVELS[i % 3]))
         y = compute.block_forward(decoder, i, block, xs[-1], inputs, batch)
         xs.append(compute.output_of(tapes[-1]))
         assert torch.equal(xs[-1], y) and not xs[-1].requires_grad

@@ -233,14 +233,14 @@ def test_a_failed_evaluation_is_the_end_but_training_mode_is_back(monkeypatch: p
 
 
 def failing_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    real = LayerAdam.step
+    real = LayerAdam.step_spans
 
-    def fail(self: LayerAdam, grad: Any, hyper: Any) -> None:
+    def fail(self: LayerAdam, spans: Any, grad: Any, hyper: Any) -> None:
         if hyper.step == step:
             raise OSError("no luck")
-        real(self, grad, hyper)
+        real(self, spans, grad, hyper)
 
-    monkeypatch.setattr(LayerAdam, "step", fail)
+    monkeypatch.setattr(LayerAdam, "step_spans", fail)
 
 
 @pytest.mark.parametrize("max_norm", [None, 1.0])

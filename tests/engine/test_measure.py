@@ -34,7 +34,29 @@ CHOICES = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "opt", "qwen3_moe"])
 def test_predicted_host_bytes_are_the_allocated(family: str, dtype: torch.dtype, choice: str):
-    decoder, sizes = decoder_of(family), CHOICES[choice]
+    check_host_bytes(family, dtype, CHOICES[choice])
+
+
+RESIDENT = {
+    "a block": {"resident": 1},
+    "all blocks": {"resident": 3},
+    "the ends": {"resident_ends": True},
+    "all, clipped": {"resident": 3, "resident_ends": True, "resident_gradients": True},
+}
+
+
+@pytest.mark.parametrize("resident", RESIDENT)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_what_is_resident_does_not_count_on_the_host(family: str, resident: str):
+    sizes = replace(CHOICES["small"], **RESIDENT[resident])
+    check_host_bytes(family, torch.bfloat16, sizes)
+    model = model_sizes(decoder_of(family))
+    here, all_here = (sum(host_bytes(model, of, torch.bfloat16).values()) for of in (sizes, CHOICES["small"]))
+    assert here <= all_here and (here < all_here or resident == "a block")  # which has to pass the way out
+
+
+def check_host_bytes(family: str, dtype: torch.dtype, sizes: Sizes) -> None:
+    decoder = decoder_of(family)
     with Engine(decoder, sizes, dtype, threads=1) as engine:
         allocated = sum(engine.allocator.allocated_bytes.values())
     predicted = sum(host_bytes(model_sizes(decoder), sizes, dtype).values())
@@ -62,6 +84,7 @@ def test_the_estimate_on_the_cpu_grows_with_length_and_width():
     wide = measure_work(decoder_of("llama", hidden_size=128, intermediate_size=192), 64, torch.float32)
     assert 3.5 < long.block_bytes / short.block_bytes < 4.5
     assert 1.3 < wide.block_bytes / short.block_bytes < 3 and wide.block_fixed_bytes > short.block_fixed_bytes
+    assert 0 < short.kept_outputs_bytes < 0.75 * short.kept_bytes
     assert short.logit_bytes == 128 * 16 and short.workspace_bytes == 0
 
 

@@ -83,8 +83,12 @@ def test_an_encoder_set_up_as_a_decoder_is_causal():
 
 
 def without_decay(patch: pytest.MonkeyPatch) -> None:
-    real = LayerAdam.step
-    patch.setattr(LayerAdam, "step", lambda self, grad, hyper: real(self, grad, replace(hyper, weight_decay=0.0)))
+    real = LayerAdam.step_spans
+    patch.setattr(
+        LayerAdam,
+        "step_spans",
+        lambda self, spans, grad, hyper: real(self, spans, grad, replace(hyper, weight_decay=0.0)),
+    )
 
 
 def one_micro_batch_lost(patch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,6 @@ from slideformer.engine.updates import Updates
 from slideformer.errors import CheckpointError, DiskError, WorkerFailed
 from slideformer.memory.host import LayerState
 from slideformer.memory.snapshot import StateCopy
-from slideformer.optim.adamw import LayerAdam
 from slideformer.plan.sizes import Sizes
 from slideformer.schedule_fuzzer import fuzzed_lanes
 from slideformer.storage.checkpoint import write_checkpoint
@@ -162,11 +161,11 @@ def test_a_unit_is_taken_before_its_update(
 @pytest.mark.usefixtures("nobody_goes_ahead")
 def test_the_updates_of_the_step_itself_are_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A writer that comes at once waits for them, whatever lies between: here they cannot run before it has come."""
-    run, may_update, update = Run("qwen3", 0.5, 0), threading.Event(), LayerAdam.step
+    run, may_update, update = Run("qwen3", 0.5, 0), threading.Event(), LayerState.update
     with run.engine(tmp_path) as engine:
         run.train(engine, 0, SAVED - 1)
         engine.drain()
-        monkeypatch.setattr(LayerAdam, "step", lambda *args: (may_update.wait(30), update(*args))[1])
+        monkeypatch.setattr(LayerState, "update", lambda *args: (may_update.wait(30), update(*args))[1])
         run.train(engine, SAVED - 1, SAVED)
         snapshot = engine.begin_snapshot()
         with ThreadPoolExecutor(1) as pool:
@@ -193,7 +192,7 @@ def test_a_step_left_out_meanwhile_is_not_in_it(tmp_path: Path, monkeypatch: pyt
         assert result.non_finite
         path = write_checkpoint(tmp_path, SAVED, FACTS, snapshot.unit_states())
         assert all(not set(missed.values()) - {0} for _, missed in contents(path).values())
-        assert all(set(state.missed.values()) <= {1} for state in engine.states.values())
+        assert all(set(state.counts.missed.values()) <= {1} for state in engine.states.values())
 
 
 def test_memory_for_copies_comes_back(tmp_path: Path):

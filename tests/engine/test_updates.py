@@ -71,7 +71,7 @@ class Queue:
             return SteppedWorker(name, work)
 
         self.records, self.skipped = RecordsOnTheirWay(), list[str]()
-        lanes = Lanes(inline.device, inline.compute, inline.h2d, inline.d2h, start_worker)
+        lanes = Lanes(inline.device, inline.compute, inline.h2d, inline.d2h, inline.update, start_worker)
         self.updates = Updates(lanes, self.records, self.skipped.append)
         self.step = self.new_step(1, max_norm)
         self.applied: list[tuple[str, float]] = []
@@ -85,7 +85,7 @@ class Queue:
     ) -> list[Landing]:
         fences = [Landing(landed) for _ in squares or []]
         gradients = [
-            HostGradient(torch.zeros(1), torch.tensor(square), fence, self._release)
+            HostGradient(torch.zeros(1), torch.tensor(square), torch.tensor(square), fence, self._release)
             for square, fence in zip(squares or [], fences, strict=True)
         ]
 

@@ -81,6 +81,8 @@ PLACEMENTS: dict[str, dict[str, int]] = {
     "all in the window": {"window_depth": BLOCKS},
     "boundaries in host memory": {"host_boundaries": BLOCKS},
     "two boundaries in host memory": {"host_boundaries": 2, "window_depth": 3},
+    "expensive outputs kept": {"kept_outputs": BLOCKS},
+    "one block kept whole, two with outputs": {"kept": 1, "kept_outputs": 2, "host_boundaries": BLOCKS},
 }
 
 
@@ -153,6 +155,22 @@ def test_bf16_losses_are_those_of_resident_mixed_precision(family: str):
         ours = train_late(engine, STEPS, hyper)
     resident = resident_losses(of.model, STEPS, hyper, "cuda")
     assert ours == pytest.approx(resident, rel=2e-3)
+
+
+def test_kept_outputs_take_what_was_measured():
+    of = subject(tiny_model("llama", num_hidden_layers=6, hidden_size=512, intermediate_size=1536), "cuda")
+    work = measure_work(of.decoder, 1024, torch.bfloat16)
+    assert 0.3 * work.kept_bytes < work.kept_outputs_bytes < 0.9 * work.kept_bytes
+    peaks = []
+    for kept_outputs in (0, 5):
+        sizes = Sizes(2, 8, 1, 1024, gradient_slots=6, host_boundaries=0, head_chunk=512, kept_outputs=kept_outputs)
+        with tiny_engine(of, sizes, torch.bfloat16) as engine:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            engine.train_step(batch_at(make_records(8, lengths=(1024, 1024)), 8, 0), hyper_at(1), None)
+            engine.drain()
+            peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert 3 < (peaks[1] - peaks[0]) / (8 * work.kept_outputs_bytes) < 5.2  # of one block they are there anyway
 
 
 def test_memory_is_what_the_footprint_says():

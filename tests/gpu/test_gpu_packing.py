@@ -143,8 +143,10 @@ def test_the_kernel_against_one_document_after_the_other(
     assert kernel_calls == [max(LENGTHS)]  # fp32 does not go there
     dy = torch.randn_like(expected)
     gradients = torch.autograd.grad(ours, given, dy.to(ours.dtype))
+    # A token that sees only itself has zero gradients for query and key; what is there is rounding, of dy's size.
     for one, other in zip([ours, *gradients], [expected, *torch.autograd.grad(expected, exact, dy)], strict=True):
-        assert float((one.float() - other).norm() / other.norm()) < 1e-2
+        size = other.norm() if float(other.norm()) > 1e-4 * float(dy.norm()) else dy.norm()
+        assert float((one.float() - other).norm() / size) < 1e-2
 
 
 def attend(tensors: list[Tensor], window: int | None) -> Tensor:

@@ -151,7 +151,7 @@ def test_updates_are_those_of_a_state_in_memory(dtype: torch.dtype, ring: Record
         for state in (on_disk, in_memory):
             state.update(gradient, reached, replace(HYPER, step=step))
         assert_same(on_disk, in_memory)
-    assert on_disk.missed == in_memory.missed == Counter({"w": 1})
+    assert on_disk.counts.missed == in_memory.counts.missed == Counter({"w": 1})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -153,6 +153,9 @@ def test_as_few_blocks_as_needed_go_to_disk():
         except DoesNotFit:
             break
         assert chosen.host_peak_bytes <= mib * MIB
+        if chosen.sizes.disk_buffers < BUFFERS:
+            assert seen[-1] == BLOCKS  # before that, all is on disk
+            break
         assert replace(chosen.sizes, disk_blocks=0) == without.sizes
         seen.append(chosen.sizes.disk_blocks)
         if seen[-1]:

@@ -16,7 +16,8 @@ def work(**changes: object) -> StepWork:
     idle = StepWork(
         forward=[1.0] * BLOCKS, backward=[2.0] * BLOCKS, head=1.0, fetch=nothing, fetch_head=0.0, fetch_inputs=0.0,
         send=nothing, send_head=0.0, save=nothing, load=nothing, update=nothing, update_head=0.0, update_table=0.0,
-        update_rows=0.0, depth=3, slots=BLOCKS, clipping=False, tied=True,
+        update_rows=0.0, read=nothing, write=nothing, resident=0, buffers=4,
+        depth=3, slots=BLOCKS, clipping=False, tied=True,
     )  # fmt: skip
     return replace(idle, **changes)  # type: ignore[arg-type]
 
@@ -97,3 +98,48 @@ def test_nothing_overlaps_on_a_lane(clipping: bool):
     for lane in schedule.lanes:
         ordered = sorted(spans(schedule, lane), key=lambda span: span.start)
         assert all(a.stop <= b.start + 1e-9 for a, b in pairwise(ordered))
+
+
+# ---- what is resident, and what is on disk
+
+
+def test_a_resident_block_is_neither_fetched_nor_sent_nor_updated_by_the_cpu():
+    every = {"fetch": [0.7] * BLOCKS, "send": [0.3] * BLOCKS, "update": [1.5] * BLOCKS}
+    sliding, half, all_there = (play(work(**every, depth=2, resident=count)) for count in (0, 2, BLOCKS))
+    for lane, seconds in {"h2d": 0.7 * 2, "d2h": 0.3 * 2, "adamw": 1.5 * 2}.items():
+        assert half.busy_seconds(lane) == pytest.approx(seconds) and sliding.busy_seconds(lane) > seconds
+    assert all_there.seconds == 13.0 and sum(all_there.lanes.values()) == 13.0
+    assert half.seconds < sliding.seconds
+
+
+def test_updates_of_the_others_hide_behind_resident_blocks():
+    """Those come last in backward and first in forward."""
+    assert play(work(update=[3.0] * BLOCKS, resident=2)).seconds == 13.0
+    assert play(work(update=[3.0] * BLOCKS, resident=2, clipping=True)).seconds == 16.0
+
+
+@pytest.mark.parametrize("clipping", [False, True])
+def test_a_slow_disk_sets_the_pace(clipping: bool):
+    on_disk = {"update": [0.1] * BLOCKS, "read": [3.0] * BLOCKS, "write": [4.0] * BLOCKS, "clipping": clipping}
+    schedule = play(work(**on_disk))
+    assert schedule.busy_seconds("disk") == pytest.approx(7.0 * BLOCKS) and schedule.seconds >= 7.0 * BLOCKS
+    ordered = sorted(spans(schedule, "disk"), key=lambda span: span.start)
+    assert all(a.stop <= b.start + 1e-9 for a, b in pairwise(ordered))
+    half = play(work(**{**on_disk, "read": [3.0, 0.0] * 2, "write": [4.0, 0.0] * 2}))
+    assert half.seconds < 0.7 * schedule.seconds
+
+
+def test_a_fast_disk_hides():
+    assert play(work(update=[1.0] * BLOCKS, read=[0.2] * BLOCKS, write=[0.3] * BLOCKS)).seconds < 15.0
+
+
+def test_fewer_buffers_wait_more():
+    on_disk = {"update": [1.0] * BLOCKS, "read": [1.0] * BLOCKS, "write": [1.0] * BLOCKS}
+    four, one = (play(work(**on_disk, buffers=buffers)).seconds for buffers in (4, 1))
+    assert four < one
+
+
+def test_what_each_lane_has_to_do_is_what_it_does():
+    step = work(fetch=[0.7] * BLOCKS, send=[0.3] * BLOCKS, update=[1.5] * BLOCKS, read=[0.1] * BLOCKS, resident=1)
+    step = replace(step, read=[0.0, *step.read[1:]], write=[0.0, 0.2, 0.2, 0.2], depth=2)
+    assert play(step).lanes == pytest.approx(step.busy_seconds())

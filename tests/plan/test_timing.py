@@ -79,6 +79,37 @@ def test_a_cpu_does_one_thing_after_the_other():
     assert predicted.seconds == pytest.approx(sum(predicted.lanes.values()))
 
 
+def test_levels_of_keeping_leave_less_to_backward():
+    tokens, rates = full_step(32, 1024), machine()
+    sizes = replace(plan().sizes, kept=3, kept_outputs=4, micro_batch_size=32, micro_batches=1)
+    step = step_work(plan().model, MODEL, sizes, tokens, rates, torch.bfloat16, False)
+    again = [seconds - step.backward[-1] for seconds in step.backward]
+    elementwise = tokens.computed * FORWARD.memory_bytes / rates.compute.memory_bytes
+    assert again == pytest.approx([step.forward[0]] * (BLOCKS - 7) + [elementwise] * 4 + [0.0] * 3)
+
+
+def test_a_resident_update_takes_the_gpu_its_traffic():
+    sizes = replace(plan().sizes, resident=2, kept=BLOCKS)
+    for state, traffic in (("fp32", 26), ("bf16", 18)):
+        step = step_work(
+            plan().model, MODEL, replace(sizes, optimizer_state=state), full_step(32, 1024), machine(), torch.bfloat16,
+            False,
+        )  # fmt: skip
+        assert step.backward[0] - step.backward[-1] == pytest.approx(12 * WIDTH**2 * traffic / 1e12)
+    ends = step_work(
+        plan().model, MODEL, replace(sizes, resident_ends=True), full_step(32, 1024), machine(), torch.bfloat16, False
+    )  # fmt: skip
+    assert ends.head > step.head and ends.fetch_head == ends.update_table == ends.update_rows == ends.send_head == 0.0
+
+
+def test_records_on_disk_are_read_and_written_at_its_rates():
+    chosen = plan(host="2500MiB", disk="1TiB", recompute_all=True)
+    step = step_work(chosen.model, MODEL, chosen.sizes, full_step(32, 1024), machine(), torch.bfloat16, True)
+    on_disk = [size > 0 for size in step.read]
+    assert sum(on_disk) == chosen.sizes.disk_blocks
+    assert max(step.read) == pytest.approx(10 * 12 * WIDTH**2 / 2e9) and max(step.write) == 2 * max(step.read)
+
+
 def test_the_table_names_bound_rate_and_duration():
     long = timing(128, steps=10**6)
     text = render_timing(long)

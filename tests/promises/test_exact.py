@@ -131,6 +131,8 @@ PLACEMENTS: dict[str, dict[str, int]] = {
     "all boundaries in host memory": {"host_boundaries": BLOCKS},
     "one layer kept whole": {"kept": 1, "host_boundaries": BLOCKS},
     "all layers kept whole": {"kept": BLOCKS, "window_depth": 3},
+    "expensive outputs kept": {"kept_outputs": BLOCKS, "host_boundaries": BLOCKS},
+    "one layer of each level": {"kept": 1, "kept_outputs": 1},
     "everything at once": {"window_depth": 3, "gradient_slots": 1, "host_boundaries": 3, "kept": 2},
 }
 

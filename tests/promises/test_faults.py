@@ -29,11 +29,11 @@ from tiny_runs import (
 )
 
 from slideformer.engine import engine as engine_module
+from slideformer.engine.durable import DurableState
 from slideformer.engine.engine import Engine
 from slideformer.engine.sampling import Decoding
 from slideformer.errors import EngineFailed, SlideFormerError
 from slideformer.memory import host
-from slideformer.memory.disk_state import DurableState
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.plan.sizes import Sizes
 from slideformer.schedule_fuzzer import fuzzed_lanes

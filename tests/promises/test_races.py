@@ -7,7 +7,7 @@ some seed must change a loss, a norm or a state, or raise.
 import ast
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from slideformer.memory.embedding import EmbeddingTable
 from slideformer.memory.feed import TokenFeed
 from slideformer.memory.gradients import copy_async
 from slideformer.memory.host import HostAllocator, LayerState
+from slideformer.models.architecture import Decoder
+from slideformer.models.freezing import frozen_names
 from slideformer.plan.sizes import InferenceSizes, Sizes
 from slideformer.schedule_fuzzer import FORWARDING, Scheduler, fuzzed_lanes
 from slideformer.streams import Lanes, inline_lanes
@@ -41,6 +43,14 @@ def tiny(family: str) -> Subject:
     return subject(tiny_model(family, vocab_size=64, hidden_size=16, intermediate_size=24, head_dim=4))
 
 
+@cache
+def frozen(family: str, *patterns: str) -> Subject:
+    """Without an update of the embedding to wait for, a step begins while others still run."""
+    model = tiny(family).model
+    freeze = partial(frozen_names, frozen=patterns)
+    return Subject(model, Decoder(model.config, torch.device("cpu"), freeze=freeze))
+
+
 @dataclass(frozen=True)
 class Training:
     """A few steps. Their losses and norms are read at once, with an evaluation in between, or each a step late."""
@@ -49,9 +59,11 @@ class Training:
     max_norm: float | None
     sizes: Sizes
     late: bool = False
+    dtype: torch.dtype = torch.float32
+    of: Callable[[str], Subject] = tiny
 
     def __call__(self, lanes: Lanes) -> Outcome:
-        with tiny_engine(tiny(self.family), self.sizes, lanes=lanes) as engine:
+        with tiny_engine(self.of(self.family), self.sizes, self.dtype, lanes) as engine:
             seen: list[float] = []
             results = []
             for step in range(1, STEPS + 1):
@@ -111,6 +123,30 @@ SCENARIOS: dict[str, Callable[[Lanes], Outcome]] = {
     "untied, clipped, read late": Training(
         "mistral", 0.5, replace(CLIPPED, micro_batch_size=4, micro_batches=1), late=True
     ),
+    "one block of each level": Training("qwen3", None, replace(TIGHT, host_boundaries=2, kept=1, kept_outputs=1)),
+    "resident": Training("qwen3", None, replace(TIGHT, resident=1, resident_ends=True), dtype=torch.bfloat16),
+    "resident, clipped": Training(
+        "qwen3", 0.5, replace(CLIPPED, resident=2, resident_ends=True, resident_gradients=True), dtype=torch.bfloat16
+    ),
+    "resident, untied, read late": Training(
+        "mistral", None, replace(TIGHT, resident=2, resident_ends=True), late=True, dtype=torch.bfloat16
+    ),
+    "resident, untied, clipped, frozen embedding": Training(
+        "mistral",
+        0.5,
+        replace(CLIPPED, resident=3, resident_ends=True, resident_gradients=True),
+        late=True,
+        dtype=torch.bfloat16,
+        of=lambda family: frozen(family, "embed"),
+    ),
+    "resident head, clipped, the rest frozen": Training(
+        "mistral",
+        0.5,
+        replace(CLIPPED, resident_ends=True, resident_gradients=True),
+        late=True,
+        dtype=torch.bfloat16,
+        of=lambda family: frozen(family, "embed", "layers", "norm"),
+    ),
     "gathers": gathers,
     "feeds": feeds,
     "generates": generates,
@@ -143,7 +179,7 @@ def test_timing_changes_no_bit(scenario: str):
 
 # ---- each wait
 
-WAITS = {"wait", "wait_until", "_wait_until", "wait_fresh", "_wait_fresh", "wait_done"}
+WAITS = {"wait", "wait_until", "_wait_until", "wait_fresh", "_wait_fresh", "wait_done", "wait_updated"}
 
 
 def waits_in_source() -> Iterator[str]:

@@ -195,12 +195,12 @@ def test_an_exception_in_the_update_worker_reaches_the_caller(
 ):
     steps: list[int] = []
 
-    def failing(self: LayerAdam, grad: torch.Tensor | None, hyper: AdamWStep) -> None:
+    def failing(self: LayerAdam, spans: Any, grad: torch.Tensor | None, hyper: AdamWStep) -> None:
         steps.append(hyper.step)
         if hyper.step == 2:
             raise OSError("no luck")
 
-    monkeypatch.setattr(LayerAdam, "step", failing)  # the update of a block or of the head
+    monkeypatch.setattr(LayerAdam, "step_spans", failing)  # the update of a block or of the head
     errors = setup.refused(max_grad_norm=max_grad_norm)
     assert re.search(r"error: step 2: the update of (model\.layers\.\d|head|shell) failed: OSError: no luck", errors)
     assert "hint: the weights in memory are those of different steps; continue from the last saved model" in errors

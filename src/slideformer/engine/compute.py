@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slideformer.engine.tape import Tape, as_leaves
+from slideformer.engine.tape import Level, Tape, as_leaves
 from slideformer.kernels.cross_entropy import cross_entropy, negative_log_likelihood
 from slideformer.memory.gradients import Accumulator
 from slideformer.models.architecture import Decoder
@@ -62,7 +62,7 @@ def block_recorded(
     x: Tensor,
     inputs: DecoderInputs,
     batch: MicroBatch,
-    keep: bool,
+    level: Level,
     needs_dx: bool = True,
 ) -> Tape:
     """Block i, remembered for its backward: [b, t, hidden] -> [b, t, hidden] by `output_of`."""
@@ -71,7 +71,7 @@ def block_recorded(
         return decoder.block(i, leaves, x, inputs, batch.seed + i + 1, sides)
 
     given = [x, *decoder.sides(i, inputs)]
-    return Tape(forward, dict(weights), given, keep, decoder.frozen_in_block(i), needs_dx)
+    return Tape(forward, dict(weights), given, level, decoder.frozen_in_block(i), needs_dx)
 
 
 def output_of(tape: Tape) -> Tensor:

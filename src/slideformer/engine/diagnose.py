@@ -5,8 +5,8 @@ from torch import Tensor
 
 from slideformer.data.batches import Batch
 from slideformer.engine import compute
+from slideformer.engine.durable import DurableState
 from slideformer.engine.machinery import EMBEDDING, SHELL, documents_on
-from slideformer.memory.disk_state import DurableState
 from slideformer.models.architecture import Decoder
 
 

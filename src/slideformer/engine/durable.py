@@ -1,20 +1,26 @@
-"""Every unit's durable state, in host memory or with a record on disk, as the plan says."""
+"""Every unit's durable state, in host memory, with a record on disk or on the device, as the plan says."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 
 from slideformer.errors import ConfigError
 from slideformer.layout import FlatLayout
-from slideformer.memory.disk_state import AllInMemory, DiskState, DurableState, RecordRing, record_bytes, resident_parts
+from slideformer.memory.device_state import DeviceState, WayOut
+from slideformer.memory.disk_state import BUFFERS, AllInMemory, DiskState, RecordRing, record_bytes, resident_parts
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.optim.rounding import Rounding
+from slideformer.streams import Lanes
+
+DurableState = LayerState | DiskState | DeviceState
 
 
 def durable_states(
     layouts: Mapping[str, FlatLayout],
     on_disk: list[str],
+    on_device: Collection[str],
+    lanes: Lanes,
     offload_dir: Path | None,
     dtype: torch.dtype,
     allocator: HostAllocator,
@@ -22,29 +28,41 @@ def durable_states(
     threads: int,
     moment_dtype: torch.dtype = torch.float32,
     seed: int = 0,
+    disk_buffers: int = BUFFERS,
 ) -> tuple[dict[str, DurableState], RecordRing | AllInMemory]:
     """States by unit, in the order of `layouts`, and what brings those from the disk.
 
     Args:
         on_disk: units of which the disk holds what the device does not fetch.
+        on_device: units whose whole state is in the device's memory; none of them is on disk.
         dtype: what the device computes in.
         moment_dtype: of the optimizer's moments; with bfloat16, `seed` draws their rounding.
+        disk_buffers: records that are in memory at once.
 
     Raises:
-        ConfigError: something is to be on disk, and `offload_dir` is None.
+        ConfigError: something is to be on disk, and `offload_dir` is None; or on the device, which does not compute
+            in bfloat16.
         DiskError: there is no room in it.
     """
     if on_disk and offload_dir is None:
         raise ConfigError(f"{len(on_disk)} blocks are to be on disk, but there is no directory", "set offload_dir")
+    if on_device and dtype != torch.bfloat16:
+        raise ConfigError(
+            f"{len(on_device)} units are to be resident, whose weights are bfloat16, and computing is in {dtype}",
+            "set compute_dtype: bf16, or resident: 0",
+        )
     records: RecordRing | AllInMemory = AllInMemory()
     if on_disk and offload_dir is not None:
-        records = RecordRing(
-            offload_dir, {unit: record_bytes(layouts[unit], dtype, moment_dtype) for unit in on_disk}, allocator
-        )
+        sizes_on_disk = {unit: record_bytes(layouts[unit], dtype, moment_dtype) for unit in on_disk}
+        records = RecordRing(offload_dir, sizes_on_disk, allocator, disk_buffers)
     resident = resident_parts(dtype)
+    sizes = [LayerState.bytes_needed(layouts[unit], moment_dtype) for unit in on_device]
+    way_out = WayOut(allocator, sizes, threads) if sizes else None
 
     def state_of(number: int, unit: str, layout: FlatLayout) -> DurableState:
         moments = (moment_dtype, Rounding(seed, number))
+        if way_out is not None and unit in on_device:
+            return DeviceState(unit, layout, lanes, way_out, *moments)
         if isinstance(records, RecordRing) and unit in on_disk:
             return DiskState(unit, layout, allocator, records, pin_lo, threads, resident, *moments)
         return LayerState(unit, layout, allocator, pin_lo, threads, *moments)

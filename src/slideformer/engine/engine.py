@@ -22,6 +22,7 @@ from slideformer.engine.updates import StepUpdates
 from slideformer.errors import EngineFailed
 from slideformer.kernels.attention import preferred_attention
 from slideformer.layout import FlatLayout
+from slideformer.memory.device_state import units_on_device
 from slideformer.memory.disk_state import units_on_disk
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.memory.snapshot import SnapshotMemory
@@ -75,9 +76,21 @@ class Engine:
         pin_lo = on_accelerator and dtype == torch.float32  # in bf16 the GPU never sees the remainders
         with self.allocator.closed_if_it_fails():
             units = layouts(decoder)
-            on_disk = units_on_disk(units, decoder.block_names, sizes.disk_blocks)
+            on_device = units_on_device(units, decoder.block_names, sizes.resident, sizes.resident_ends)
+            on_disk = units_on_disk(units, decoder.block_names[sizes.resident :], sizes.disk_blocks)
             self.states, self._records = durable_states(
-                units, on_disk, offload_dir, dtype, self.allocator, pin_lo, threads, sizes.moment_dtype, seed
+                units,
+                on_disk,
+                on_device,
+                self.lanes,
+                offload_dir,
+                dtype,
+                self.allocator,
+                pin_lo,
+                threads,
+                sizes.moment_dtype,
+                seed,
+                sizes.disk_buffers,
             )
             try:
                 self._machinery = Machinery(
@@ -202,9 +215,8 @@ class Engine:
         """
         self._refuse_after_failure()
         self._check_size(batch)
-        slots, blocks = self.sizes.gradient_slots, self.decoder.depth
-        if max_norm is not None and slots < blocks:
-            raise ValueError(f"clipping keeps the gradients of {blocks} blocks at once; the engine has {slots} slots")
+        if max_norm is not None:
+            self._check_that_gradients_can_wait()
         if skip_non_finite and max_norm is None:
             raise ValueError("skip_non_finite needs max_norm: without clipping layers are updated before all is known")
         with self._final_if_it_fails(), preferred_attention(self.lanes.device):
@@ -287,7 +299,7 @@ class Engine:
         return self._unit_states()
 
     def _unit_states(self) -> dict[str, UnitState]:
-        return {unit: UnitState(state.layout, state.opened, state.missed) for unit, state in self.states.items()}
+        return {unit: UnitState(state.layout, state.opened, state.counts.missed) for unit, state in self.states.items()}
 
     def begin_snapshot(self) -> Snapshot:
         """What `unit_states` would be now, kept while later steps go on; waits for nothing. One at a time: a snapshot
@@ -336,6 +348,16 @@ class Engine:
                 f"a batch of {sequences} sequences of up to {longest} tokens; "
                 f"the engine is built for {most} of up to {sizes.max_length}"
             )
+
+    def _check_that_gradients_can_wait(self) -> None:
+        sizes = self.sizes
+        sliding = self.decoder.depth - sizes.resident
+        if sizes.gradient_slots < sliding:
+            raise ValueError(
+                f"clipping keeps the gradients of {sliding} blocks at once; the engine has {sizes.gradient_slots} slots"
+            )
+        if (sizes.resident or sizes.resident_ends) and not sizes.resident_gradients:
+            raise ValueError("clipping keeps all gradients at once; the engine has no memory for those on the device")
 
     @contextmanager
     def _final_if_it_fails(self) -> Iterator[None]:

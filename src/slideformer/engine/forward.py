@@ -9,7 +9,7 @@ from torch import Tensor
 from slideformer.data.batches import Batch
 from slideformer.engine import compute
 from slideformer.engine.compute import MicroBatch, Weights
-from slideformer.memory.head import HeadWeight
+from slideformer.memory.head import HeadWeight, ResidentHead
 from slideformer.memory.window import LayerWindow
 from slideformer.models.architecture import Decoder
 from slideformer.models.stand_ins import DecoderInputs
@@ -26,7 +26,9 @@ class ForwardMachinery(Protocol):
     decoder: Decoder
     lanes: Lanes
     window: LayerWindow
-    head: HeadWeight
+
+    @property
+    def head(self) -> HeadWeight | ResidentHead: ...
 
     def feed(self, micro_batches: list[Batch], seed: int) -> tuple[list[MicroBatch], Tensor, Tensor]: ...
 

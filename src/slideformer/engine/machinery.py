@@ -1,7 +1,8 @@
 """The parts of a running engine, wired together, and the few named moves a step makes with them."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Protocol
@@ -12,14 +13,18 @@ from torch import Tensor
 from slideformer.data.batches import Batch
 from slideformer.data.chat import IGNORED
 from slideformer.engine.compute import MicroBatch, Weights
+from slideformer.engine.durable import DurableState
+from slideformer.engine.tape import Level
 from slideformer.engine.updates import StepUpdates, Updates
 from slideformer.layout import FlatLayout
 from slideformer.memory.activations import ActivationStore
-from slideformer.memory.disk_state import AllInMemory, DurableState, RecordRing
+from slideformer.memory.device_state import DeviceState
+from slideformer.memory.device_table import DeviceTable
+from slideformer.memory.disk_state import AllInMemory, RecordRing
 from slideformer.memory.embedding import EmbeddingTable
 from slideformer.memory.feed import TokenFeed
 from slideformer.memory.gradients import Accumulator, GradientRing, HostGradient, copy_async
-from slideformer.memory.head import HeadWeight
+from slideformer.memory.head import HeadWeight, ResidentHead
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.memory.window import LayerWindow
 from slideformer.models.architecture import Decoder
@@ -30,6 +35,7 @@ from slideformer.streams import Fence, Lanes
 
 EMBEDDING, HEAD, SHELL, UNUSED = "embedding", "head", "shell", "unused"
 NEXT_USE_FIRST = -1  # what the next forward needs before block 0
+ON_DEVICE_FIRST = -2  # it takes the worker no time
 
 
 class StepResult:
@@ -80,7 +86,7 @@ class Machinery:
 
     Args:
         states: durable state by unit: the names of the blocks, `EMBEDDING`, `SHELL`, and `HEAD` unless tied; only
-            blocks may be on disk.
+            blocks may be on disk, and what is on the device are the first blocks, and all other trained units or none.
         records: where those are.
         dtype: what the device computes in, bfloat16 or float32; gradients cross the link in it.
     """
@@ -100,7 +106,7 @@ class Machinery:
         self.blocks = [states[name] for name in decoder.block_names]
         self.layouts: list[FlatLayout] = [state.layout for state in self.blocks]
         self._learn_where_backward_ends()
-        self.updates = Updates(lanes, records, skip=lambda unit: states[unit].skip())
+        self.updates = Updates(lanes, records, skip=lambda unit: states[unit].counts.skip())
         self.window = LayerWindow(
             lanes,
             self.layouts,
@@ -109,12 +115,13 @@ class Machinery:
             fresh=lambda i: self.updates.fresh(decoder.block_names[i]),
             wait_fresh=lambda i: self.updates.wait_fresh(decoder.block_names[i]),
             copy_weights=lambda i, out: self.blocks[i].copy_weights(out),
+            resident=self._resident_blocks(),
         )
         self.gradients = GradientRing(
             lanes,
             allocator,
             GradientRing.numel_for(self.layouts),
-            sizes.gradient_slots,
+            sizes.slots_for(decoder.depth),
             dtype,
             accumulate=sizes.micro_batches > 1,
             units=len(states) + 1,  # the embedding has two: rows and rest
@@ -124,26 +131,48 @@ class Machinery:
         self.saved = ActivationStore(
             lanes, allocator, range(sizes.boundaries_on_host(decoder.depth)), sizes.micro_batches, boundary, dtype
         )
-        embedding = self._in_memory(EMBEDDING)
-        self.table = EmbeddingTable(lanes, allocator, embedding, sizes.step_tokens, dtype, decoder.padding_row)
+        self.table = self._table(allocator, dtype)
+        self._held_gradients = {
+            i: torch.zeros(state.layout.trained_numel, dtype=dtype, device=lanes.device)
+            for i, state in self._resident_blocks().items()
+            if sizes.resident_gradients
+        }
         self._wire_head(allocator, dtype)
         self._wire_shell(allocator, dtype)
         self._token_feed = TokenFeed(lanes, allocator, sizes.step_indices)
         self._host_losses = allocator.empty("losses", (2,), torch.float32, pinned=True)
 
+    def _resident_blocks(self) -> dict[int, DeviceState]:
+        return {i: state for i, state in enumerate(self.blocks) if isinstance(state, DeviceState)}
+
+    def _table(self, allocator: HostAllocator, dtype: torch.dtype) -> EmbeddingTable | DeviceTable:
+        state, rows, padding = self.states[EMBEDDING], self.sizes.step_tokens, self.decoder.padding_row
+        if isinstance(state, DeviceState):
+            return DeviceTable(self.lanes, allocator, state, rows, padding)
+        assert isinstance(state, LayerState), "the embedding is on disk"
+        return EmbeddingTable(self.lanes, allocator, state, rows, dtype, padding)
+
     def _wire_head(self, allocator: HostAllocator, dtype: torch.dtype) -> None:
         unit = EMBEDDING if self.decoder.tied else HEAD
-        state = self.states[unit]
-        self.head = HeadWeight(
-            self.lanes,
-            self.decoder.head_shape,
-            state.layout.numel,
-            dtype,
-            fresh=lambda: self.updates.fresh(unit),
-            wait_fresh=lambda: self.updates.wait_fresh(unit),
-            copy_weights=state.copy_weights,
-        )
-        self._head_gradient = allocator.empty("head gradient", (state.layout.trained_numel,), dtype, pinned=True)
+        state, shape = self.states[unit], self.decoder.head_shape
+        if isinstance(state, DeviceState):
+            self.head: HeadWeight | ResidentHead = ResidentHead(self.lanes, shape, state)
+        else:
+            fresh, wait_fresh = partial(self.updates.fresh, unit), partial(self.updates.wait_fresh, unit)
+            self.head = HeadWeight(
+                self.lanes, shape, state.layout.numel, dtype, fresh, wait_fresh, state.copy_weights
+            )  # fmt: skip
+        if isinstance(self.table, DeviceTable) and self.decoder.tied:
+            self._head_gradient = self.table.gradient
+        else:
+            self._head_gradient = self._gradient_of(state, "head gradient", allocator, dtype)
+
+    def _gradient_of(self, state: DurableState, name: str, allocator: HostAllocator, dtype: torch.dtype) -> Tensor:
+        """Where the gradient of a unit that is no block waits for its update, beside its state."""
+        numel = state.layout.trained_numel
+        if isinstance(state, DeviceState):
+            return torch.zeros(numel, dtype=dtype, device=self.lanes.device)
+        return allocator.empty(name, (numel,), dtype, pinned=True)
 
     def _wire_shell(self, allocator: HostAllocator, dtype: torch.dtype) -> None:
         state = self.states[SHELL]
@@ -155,10 +184,11 @@ class Machinery:
             fresh=lambda _: self.updates.fresh(SHELL),
             wait_fresh=lambda _: self.updates.wait_fresh(SHELL),
             copy_weights=lambda _, out: state.copy_weights(out),
+            resident={0: state} if isinstance(state, DeviceState) else {},
         )
         trained = state.layout.trained_numel
         self._shell_sum = torch.empty(trained, dtype=torch.float32, device=self.lanes.device)
-        self._shell_gradient = allocator.empty("shell gradient", (trained,), dtype, pinned=True)
+        self._shell_gradient = self._gradient_of(state, "shell gradient", allocator, dtype)
 
     def _learn_where_backward_ends(self) -> None:
         """Below `lowest` no block takes part in backward: nothing there is trained."""
@@ -198,9 +228,11 @@ class Machinery:
             else:
                 self.window.fetch(i)
 
-    def keeps(self, i: int) -> bool:
-        """Whether block i's forward is kept for its backward: the last blocks, which come first there."""
-        return i >= self.decoder.depth - self.sizes.kept
+    def keeps(self, i: int) -> Level:
+        """What of block i's forward is kept for its backward: most of the last blocks, which come first there."""
+        kept, outputs = self.sizes.kept_of(self.decoder.depth)
+        behind = self.decoder.depth - i
+        return "all" if behind <= kept else "outputs" if behind <= kept + outputs else "recompute"
 
     def fetch_shell(self) -> Weights:
         self._shell_window.fetch(0)
@@ -228,22 +260,24 @@ class Machinery:
             d_rows = self.table.open_gradient(row_ids, gradient if tied else None)
         if gradient is not None:
             self._submit_head(result, gradient)
-        if self.trains_embedding and not tied:
+        if self.trains_embedding and not tied and isinstance(self.table, EmbeddingTable):
             rest = self.table.update_rest
             self.updates.submit(result.pending, EMBEDDING, NEXT_USE_FIRST, [], lambda hyper: rest(None, hyper))
         return d_rows
 
     def _submit_head(self, result: StepResult, gradient: Tensor) -> None:
-        tied = self.decoder.tied
-        host, unit = self._head_gradient, EMBEDDING if tied else HEAD
-        landed = self.gradients.flush_into(self._index(unit), gradient.view(-1), host[: gradient.numel()])
-        submit, pending = self.updates.submit, result.pending
-        if tied:
-            submit(pending, EMBEDDING, NEXT_USE_FIRST, [landed], lambda hyper: self.table.update_rest(host, hyper))
+        tied, table = self.decoder.tied, self.table
+        waiting, unit = self._head_gradient, EMBEDDING if tied else HEAD
+        landed = self.gradients.flush_into(self._index(unit), gradient.view(-1), waiting[: gradient.numel()])
+        if not tied:
+            state = self.states[HEAD]
+            whole = replace(landed, flat=waiting, reached=state.layout.fields)
+            self._submit_state(result, state, self.decoder.depth, whole)
+        elif isinstance(table, DeviceTable):
+            self._tied_head_landed = landed  # its update follows with the rows'
         else:
-            head = self._in_memory(HEAD)
-            update = partial(head.update, host, head.layout.fields)
-            submit(pending, HEAD, self.decoder.depth, [landed], update)
+            update = partial(table.update_rest, waiting)
+            self.updates.submit(result.pending, EMBEDDING, NEXT_USE_FIRST, [landed], update)
 
     def submit_block(self, result: StepResult, i: int, gradient: Accumulator) -> None:
         """Flush block i's gradient and queue its update; what the window holds of the block is no longer used."""
@@ -251,14 +285,41 @@ class Machinery:
         if not state.layout.trained_fields:
             return
         self.window.invalidate(i)
-        landed = self.gradients.flush(self._index(state.name), gradient)
+        if isinstance(state, DeviceState):
+            waits = result.pending.max_norm is not None
+            buffer = self._held_gradients[i] if waits else None
+            landed = self.gradients.hold(self._index(state.name), gradient, buffer)
+        else:
+            landed = self.gradients.flush(self._index(state.name), gradient)
         self._submit_state(result, state, i, landed)
 
     def _submit_state(self, result: StepResult, state: DurableState, next_use: int, landed: HostGradient) -> None:
+        if isinstance(state, DeviceState):
+            self._submit_on_device(result, state, [landed], partial(state.apply, landed.flat, landed.reached))
+            return
+
         def update(hyper: AdamWStep) -> None:
             state.update(landed.flat, landed.reached, hyper)
 
         self.updates.submit(result.pending, state.name, next_use, [landed], update)
+
+    def _submit_on_device(
+        self, result: StepResult, state: DeviceState, landed: list[HostGradient], apply: Callable[..., None]
+    ) -> None:
+        """Without a norm to wait for, the update follows at once, where the gradient was computed."""
+        pending, gates = result.pending, [gradient.device_squares for gradient in landed]
+        if pending.max_norm is None:
+            for gradient in landed:
+                if gradient.copied is not None:
+                    self.lanes.compute.wait(gradient.copied)
+            self.updates.about_to_change(state.name, pending)
+            state.change(self.lanes.compute, apply, pending.hyper, gates)
+            self.updates.submit(pending, state.name, ON_DEVICE_FIRST, landed, None)
+            return
+        on_update_lane = partial(state.change, self.lanes.update, apply)
+        self.updates.submit(
+            pending, state.name, ON_DEVICE_FIRST, landed, lambda hyper: on_update_lane(hyper, ())
+        )  # fmt: skip
 
     def submit_shell_and_rows(self, result: StepResult, shell: Accumulator, rows: Tensor | None) -> None:
         """Flush what backward ends with: the parameters outside blocks and the embedding rows."""
@@ -268,7 +329,15 @@ class Machinery:
         self._submit_state(result, self.states[SHELL], NEXT_USE_FIRST, landed)
         if rows is not None:
             landed_rows = self.table.flush_rows(self.gradients, len(self.states), rows)
-            self.updates.submit(result.pending, EMBEDDING, NEXT_USE_FIRST, [landed_rows], self.table.update_rows)
+            self._submit_rows(result, landed_rows)
+
+    def _submit_rows(self, result: StepResult, landed: HostGradient) -> None:
+        table, tied = self.table, self.decoder.tied
+        if isinstance(table, DeviceTable):
+            both = [self._tied_head_landed, landed] if tied else [landed]
+            self._submit_on_device(result, table.state, both, partial(table.apply, tied, table.device_row_ids))
+        else:
+            self.updates.submit(result.pending, EMBEDDING, NEXT_USE_FIRST, [landed], table.update_rows)
 
     def close(self, result: StepResult) -> StepResult:
         """Everything of the step has been submitted."""
@@ -276,11 +345,6 @@ class Machinery:
         result.landed = self.lanes.d2h.record()
         self.updates.close(result.pending)
         return result
-
-    def _in_memory(self, unit: str) -> LayerState:
-        state = self.states[unit]
-        assert isinstance(state, LayerState), f"{unit} is on disk"
-        return state
 
     def _index(self, unit: str) -> int:
         return list(self.states).index(unit)

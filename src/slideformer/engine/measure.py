@@ -9,6 +9,7 @@ from slideformer.data.batches import Batch
 from slideformer.engine import compute
 from slideformer.engine.engine import layouts
 from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, documents_on
+from slideformer.engine.tape import Level
 from slideformer.kernels.attention import preferred_attention
 from slideformer.layout import FlatLayout
 from slideformer.memory.gradients import Accumulator
@@ -57,12 +58,10 @@ def measure_work(decoder: Decoder, length: int, dtype: torch.dtype, rows: Sequen
     slope, fixed = line_through(
         lambda b: max(peak_bytes(_run_block(decoder, *kind, b, length, dtype)) for kind in kinds), length
     )  # fmt: skip
-    kept = max(
-        _held_by(decoder, *kind, 2, length, dtype) - _held_by(decoder, *kind, 1, length, dtype) for kind in kinds
-    )
+    whole, outputs = (_kept_bytes(decoder, kinds, level, length, dtype) for level in ("all", "outputs"))
     few, more = (peak_bytes(_run_head(decoder, dtype, tokens)) for tokens in (HEAD_TOKENS, 2 * HEAD_TOKENS))
     inputs = inputs_bytes(decoder, length, dtype, rows[0])
-    return Work(slope, fixed, inputs, (more - few) // HEAD_TOKENS, workspace, kept)
+    return Work(slope, fixed, inputs, (more - few) // HEAD_TOKENS, workspace, whole, outputs)
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
@@ -93,13 +92,21 @@ def line_through(bytes_of: Callable[[int], int], length: int) -> tuple[int, int]
             many = max(2, many // 2)
 
 
-def _held_by(decoder: Decoder, i: int, row: Row, batch: int, length: int, dtype: torch.dtype) -> int:
-    """Device memory that a block which is kept holds between forward and backward."""
+def _kept_bytes(
+    decoder: Decoder, kinds: Sequence[tuple[int, Row]], level: Level, length: int, dtype: torch.dtype
+) -> int:
+    """Of one sequence, of the kind of block that holds the most."""
+    held = ([_held_by(decoder, *kind, batch, length, dtype, level) for batch in (1, 2)] for kind in kinds)
+    return max(two - one for one, two in held)
+
+
+def _held_by(decoder: Decoder, i: int, row: Row, batch: int, length: int, dtype: torch.dtype, level: Level) -> int:
+    """Device memory that a block holds between forward and backward."""
     weights = _layout(decoder, i).views(zeros_for(decoder, i, dtype))
     inputs, micro_batch = example_inputs(decoder, batch, length, dtype, row)
     before = torch.cuda.memory_allocated()
     with preferred_attention(decoder.device):
-        tape = compute.block_recorded(decoder, i, weights, inputs.hidden, inputs, micro_batch, keep=True)
+        tape = compute.block_recorded(decoder, i, weights, inputs.hidden, inputs, micro_batch, level)
     tape.take_output()
     return torch.cuda.memory_allocated() - before
 
@@ -121,7 +128,7 @@ def _run_block(decoder: Decoder, i: int, row: Row, batch: int, length: int, dtyp
     x, dy = torch.randn_like(inputs.hidden), torch.randn_like(inputs.hidden)
 
     def run() -> Tensor | None:
-        tape = compute.block_recorded(decoder, i, weights, x, inputs, micro_batch, keep=False)
+        tape = compute.block_recorded(decoder, i, weights, x, inputs, micro_batch, "recompute")
         tape.take_output()
         return compute.block_backward(decoder, i, tape, weights, x, inputs, dy, into)
 
@@ -202,7 +209,15 @@ def _estimate_on_cpu(decoder: Decoder, length: int, dtype: torch.dtype, row: Row
     saved = max(saved_bytes(decoder, i, short, dtype, short_row) for i in block_kinds(decoder)) * length // short
     fixed = max(layout.numel for layout in model_sizes(decoder).layouts.values()) * dtype.itemsize
     inputs, logits = inputs_bytes(decoder, length, dtype, row), decoder.vocabulary * (dtype.itemsize + 12)
-    return Work(2 * saved, fixed, inputs, logits, 0, kept_bytes=saved)
+    outputs = max(output_bytes(decoder, i, short, dtype, short_row) for i in block_kinds(decoder)) * length // short
+    return Work(2 * saved, fixed, inputs, logits, 0, kept_bytes=saved, kept_outputs_bytes=min(outputs, saved))
+
+
+def output_bytes(decoder: Decoder, i: int, length: int, dtype: torch.dtype, row: Row = None) -> int:
+    """What the expensive operators of block i give that is needed again, over one sequence."""
+    inputs, micro_batch = example_inputs(decoder, 1, length, dtype, row)
+    weights = _layout(decoder, i).views(zeros_for(decoder, i, dtype))
+    return compute.block_recorded(decoder, i, weights, inputs.hidden, inputs, micro_batch, "outputs").output_bytes
 
 
 def saved_bytes(decoder: Decoder, i: int, length: int, dtype: torch.dtype, row: Row = None) -> int:

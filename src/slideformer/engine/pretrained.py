@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from slideformer.engine.measure import measure_work, model_sizes
+from slideformer.engine.operations import count_operations
 from slideformer.engine.parity import check_parity
 from slideformer.errors import ConfigError
 from slideformer.kernels.liger import apply_liger, choose_kernels
@@ -16,7 +17,9 @@ from slideformer.models.meta import build_on_meta
 from slideformer.models.stream_in import stream_in
 from slideformer.models.stream_out import stream_out
 from slideformer.plan.machine import Machine, disk_budget_bytes, resident_bytes
+from slideformer.plan.pace import Pace, pace_of_full_steps
 from slideformer.plan.planner import Plan, Workload, make_plan
+from slideformer.plan.rates import cached_rates
 
 if TYPE_CHECKING:
     from slideformer.engine.engine import Engine
@@ -80,13 +83,26 @@ def load_engine(
     decoder = Decoder(config, where, attn_implementation, customize, trust_remote_code)
     machine, work = Machine.measure(where), measure_work(decoder, workload.max_length, dtype)
     host, gpu = host_budget_bytes or machine.host_bytes, machine.allocatable_bytes(gpu_budget_bytes)
-    plan = make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, resident_bytes(), disk)
+    pace = pace_of_model(where, config, workload, dtype, customize is not None, trust_remote_code)
+    plan = make_plan(model_sizes(decoder), work, workload, dtype, host, gpu, resident_bytes(), disk, pace)
     if parity_check:
         check_parity(config, trust_remote_code)
     engine = kind(decoder, plan.sizes, dtype, offload_dir=offload_dir, seed=seed)
     engine.origin = Origin(path, config, plan, trust_remote_code)
     engine.load(stream_in(path, build_on_meta(config, None, trust_remote_code), engine.parameter_groups()))
     return engine
+
+
+def pace_of_model(
+    device: torch.device, config: Any, workload: Workload, dtype: torch.dtype, fused: bool, trust_remote_code: bool
+) -> Pace | None:
+    """What full steps take on this machine; None unless `slideformer probe` has measured its GPU."""
+    rates = cached_rates() if device.type != "cpu" else None
+    if rates is None or not rates.has_gpu:
+        return None
+    plain = Decoder(config, torch.device("cpu"), None, None, trust_remote_code)
+    operations = count_operations(plain, dtype, fused)
+    return pace_of_full_steps(operations, rates, workload.batch_size, workload.max_length, dtype, workload.clipping)
 
 
 def save_engine(engine: "Engine", directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""One block's forward, remembered until its backward: kept whole, or recomputed from its input.
+"""One block's forward, remembered until its backward: kept whole, in part, or recomputed from its input.
 
 Autograd records every forward; what it saves is held by hooks:
 
@@ -6,21 +6,26 @@ Autograd records every forward; what it saves is held by hooks:
   value: by the time of backward another layer may lie in the slot that forward read, and the layer in another.
 - *Recomputed*: only how many tensors there were. Backward runs the block again, up to the last tensor that is needed,
   which in most families leaves out the last and one of the largest matmuls.
+- *With outputs*: recomputed, but the results of matrix products and attention are held and not computed again.
 
-Both run the same kernels on the same numbers: same bits. `torch.utils.checkpoint` does what `Recomputed` does, and
+All run the same kernels on the same numbers: same bits. `torch.utils.checkpoint` does what `Recomputed` does, and
 costs the host twice the time a block.
 """
 
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
+from slideformer.engine.outputs import Recorder, Repeater, Results
 from slideformer.memory.gradients import Accumulator
 
+Level = Literal["recompute", "outputs", "all"]  # of what forward gives: nothing is kept, expensive outputs, everything
 Weights = dict[str, Tensor]
 Forward = Callable[..., Tensor]  # (weights, *inputs) -> y
 
@@ -32,7 +37,7 @@ class Tape:
         forward: (weights, *inputs) -> y, the same function of the same numbers whenever it is called.
         weights: parameter name -> view of a slot, the trained ones first.
         inputs: the block's input [b, t, hidden], and what else of its call has a gradient.
-        keep: hold what backward needs; else recompute it.
+        level: what is held of forward; the rest is recomputed.
         frozen: names of weights that need no gradient.
         needs_dx: whether anything below the block is trained: then the inputs have a gradient.
     """
@@ -42,20 +47,35 @@ class Tape:
         forward: Forward,
         weights: Weights,
         inputs: Sequence[Tensor],
-        keep: bool,
+        level: Level,
         frozen: Collection[str] = (),
         needs_dx: bool = True,
     ):
         leaves = as_leaves(weights, frozen)
         # Autograd holds the leaves of its graph; these have the inputs' shapes and no memory.
         stand_ins = [x.new_empty(()).expand(x.shape).requires_grad_(needs_dx) for x in inputs]
-        self._saved = Kept(storage_of(weights)) if keep else Recomputed(forward, frozen, needs_dx)
-        with torch.enable_grad(), saved_tensors_hooks(self._saved.pack, self._saved.unpack):
+        self._saved = self._holder(level, forward, weights, frozen, needs_dx)
+        hooks = saved_tensors_hooks(self._saved.pack, self._saved.unpack)
+        with torch.enable_grad(), hooks, self._saved.recording():
             y = forward(leaves, *map(substitute, stand_ins, inputs))
+        self._saved.recorded()
         self._inputs = len(inputs) if needs_dx else 0
         self._leaves: list[Tensor] = [leaf for leaf in (*stand_ins, *leaves.values()) if leaf.requires_grad]
         self._end: GradientEdge | None = get_gradient_edge(y)
         self._y: Tensor | None = y.detach()
+
+    @staticmethod
+    def _holder(
+        level: Level, forward: Forward, weights: Weights, frozen: Collection[str], needs_dx: bool
+    ) -> "Kept | Recomputed":
+        if level == "all":
+            return Kept(storage_of(weights))
+        return (RecomputedWithOutputs if level == "outputs" else Recomputed)(forward, frozen, needs_dx)
+
+    @property
+    def output_bytes(self) -> int:
+        """Of expensive outputs that are held."""
+        return self._saved.output_bytes
 
     def take_output(self) -> Tensor:
         """y, once: the tape does not hold it."""
@@ -95,9 +115,17 @@ class PlaceInSlot:
 class Kept:
     """Saved tensors as they are, but weights by their place."""
 
+    output_bytes = 0
+
     def __init__(self, slot: torch.UntypedStorage):
         self._address = slot.data_ptr()
         self._slot: torch.UntypedStorage | None = None
+
+    def recording(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def recorded(self) -> None:
+        pass
 
     def bind(self, weights: Weights, inputs: Sequence[Tensor]) -> None:
         self._slot = storage_of(weights)
@@ -107,7 +135,7 @@ class Kept:
 
     def pack(self, tensor: Tensor) -> Tensor | PlaceInSlot:
         if tensor.untyped_storage().data_ptr() != self._address:
-            return tensor
+            return tensor.detach()  # a node that keeps its own output, with its history, would never be freed
         return PlaceInSlot(int(tensor.storage_offset()), tensor.size(), tensor.stride(), tensor.dtype)
 
     def unpack(self, saved: Tensor | PlaceInSlot) -> Tensor:
@@ -121,11 +149,24 @@ class Kept:
 class Recomputed:
     """Saved tensors by number; the first that is asked for brings all of them back."""
 
+    output_bytes = 0
+
     def __init__(self, forward: Forward, frozen: Collection[str], needs_dx: bool):
         self._forward, self._frozen, self._needs_dx = forward, frozen, needs_dx
         self._count = 0
         self._again: list[Tensor | None] = []
         self._bound: tuple[Weights, list[Tensor]] | None = None
+
+    def recording(self) -> AbstractContextManager[Any]:
+        """Forward runs within."""
+        return nullcontext()
+
+    def recorded(self) -> None:
+        """Forward is over."""
+
+    def repeating(self) -> AbstractContextManager[Any]:
+        """The recomputation runs within."""
+        return nullcontext()
 
     def bind(self, weights: Weights, inputs: Sequence[Tensor]) -> None:
         again = [x.detach().requires_grad_(self._needs_dx) for x in inputs]
@@ -148,7 +189,7 @@ class Recomputed:
     def _recompute(self) -> None:
         assert self._bound is not None
         try:
-            with torch.enable_grad(), saved_tensors_hooks(self._save_again, refuse):
+            with torch.enable_grad(), saved_tensors_hooks(self._save_again, refuse), self.repeating():
                 weights, inputs = self._bound
                 self._forward(weights, *inputs)
         except LastTensorSaved:
@@ -160,6 +201,30 @@ class Recomputed:
         self._again.append(tensor.detach())
         if len(self._again) == self._count:
             raise LastTensorSaved
+
+
+class RecomputedWithOutputs(Recomputed):
+    """As `Recomputed`, but no expensive operator runs again."""
+
+    def __init__(self, forward: Forward, frozen: Collection[str], needs_dx: bool):
+        super().__init__(forward, frozen, needs_dx)
+        self._recorder: Recorder | None = None
+        self._outputs: deque[Results] = deque()
+
+    @property
+    def output_bytes(self) -> int:
+        return sum(results.nbytes for results in self._outputs)
+
+    def recording(self) -> AbstractContextManager[Any]:
+        self._recorder = Recorder(lambda: self._count)
+        return self._recorder
+
+    def recorded(self) -> None:
+        assert self._recorder is not None
+        self._outputs, self._recorder = self._recorder.take(), None  # it knows this object, which is a cycle
+
+    def repeating(self) -> AbstractContextManager[Any]:
+        return Repeater(self._outputs)
 
 
 class LastTensorSaved(Exception):

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Protocol
 
 from slideformer.errors import NonFinite, SlideFormerError, WorkerFailed
@@ -30,7 +31,7 @@ class StepUpdates:
         hyper: learning rate and the rest of AdamW's settings.
         max_norm: clip to this norm before any update; None updates without waiting.
         skip_non_finite: leave the whole step out if its gradient is not finite; needs `max_norm`.
-        squares: sum of squares of each update's gradient, by the update's number.
+        squares: sums of squares of each update's gradients, by the update's number.
         norm: the gradient's norm before clipping, once known.
         non_finite: units whose gradient is NaN or infinite, once the norm is known; if there are any, and the step goes
             on, it is being left out.
@@ -39,7 +40,7 @@ class StepUpdates:
     hyper: AdamWStep
     max_norm: float | None
     skip_non_finite: bool = False
-    squares: dict[int, float] = field(default_factory=dict)
+    squares: dict[int, list[float]] = field(default_factory=dict)
     closed: bool = False
     submitted: int = 0
     finished: int = 0
@@ -54,7 +55,7 @@ class StepUpdates:
 
     def settle_norm(self) -> None:
         """Know the norm; fsum, because the order of arrival must not decide a bit."""
-        self.norm = math.nan if self.non_finite else math.sqrt(math.fsum(self.squares.values()))
+        self.norm = math.nan if self.non_finite else math.sqrt(math.fsum(chain.from_iterable(self.squares.values())))
 
 
 @dataclass(eq=False)
@@ -65,14 +66,14 @@ class Update:
         number: which of its step's updates, in order of submission.
         next_use: position in the next forward; smaller is served first.
         gradients: what must have landed before it runs.
-        apply: changes the unit's state.
+        apply: changes the unit's state; None: that is done elsewhere, and the gradient only counts for the norm.
     """
 
     number: int
     unit: str
     next_use: int
     gradients: list[HostGradient]
-    apply: Callable[[AdamWStep], None]
+    apply: Callable[[AdamWStep], None] | None
     step: StepUpdates
 
     def landed(self) -> bool:
@@ -126,12 +127,15 @@ class Updates:
         unit: str,
         next_use: int,
         gradients: list[HostGradient],
-        apply: Callable[[AdamWStep], None],
+        apply: Callable[[AdamWStep], None] | None,
     ) -> None:
-        """Queue an update of `unit`; until it has run, `fresh(unit)` is false."""
+        """Queue an update of `unit`; until it has run, `fresh(unit)` is false.
+
+        With `apply` None the update itself was submitted to the device already, and the unit is fresh.
+        """
         with self._lock:
             self._pending.append(Update(step.submitted, unit, next_use, gradients, apply, step))
-            self._unfinished[unit] += 1
+            self._unfinished[unit] += apply is not None
             step.submitted += 1
             coming = self._coming()
         self._records.expect(coming)
@@ -224,11 +228,10 @@ class Updates:
                 self._skip(unit)
 
     def _read_squares(self, update: Update) -> None:
-        total = 0.0
         for gradient in update.gradients:
             gradient.landed.wait()
-            total += float(gradient.sum_of_squares)
-        if not math.isfinite(total):
+        squares = [float(gradient.sum_of_squares) for gradient in update.gradients]
+        if not all(map(math.isfinite, squares)):
             if update.step.skip_non_finite:
                 update.step.non_finite.append(update.unit)
                 return
@@ -237,7 +240,7 @@ class Updates:
                 "lower learning_rate or check the batch; the last saved model is untouched",
                 update.step.hyper.step,
             )
-        update.step.squares[update.number] = total
+        update.step.squares[update.number] = squares
 
     def _run(self, update: Update) -> None:
         if not update.step.non_finite:
@@ -254,7 +257,8 @@ class Updates:
                 scale = min(1.0, step.max_norm / (step.norm + CLIP_EPSILON))
             self.about_to_change(update.unit, step)
             started = time.perf_counter()
-            update.apply(replace(step.hyper, grad_scale=scale))
+            if update.apply is not None:
+                update.apply(replace(step.hyper, grad_scale=scale))
             step.busy_seconds += time.perf_counter() - started
         except SlideFormerError:
             raise
@@ -269,7 +273,7 @@ class Updates:
             gradient.release()
         with self._lock:
             self._pending.remove(update)
-            self._unfinished[update.unit] -= 1
+            self._unfinished[update.unit] -= update.apply is not None
             update.step.finished += 1
         if (watcher := self._watcher) is not None:
             watcher.after_update()

@@ -1,9 +1,13 @@
 """The Triton kernel behind `cross_entropy`: a row a program, log-sum in one pass, gradient in a second."""
 
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportInvalidTypeForm=false, reportArgumentType=false
+
 import torch
-import triton  # pyright: ignore[reportMissingImports]
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton
+import triton.language as tl
 from torch import Tensor
+
+OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}  # pinned: the default is not the same in all versions
 
 
 @triton.jit
@@ -46,7 +50,7 @@ def cross_entropy_triton(logits: Tensor, targets: Tensor, scale: float, gradient
     losses = torch.empty(n, dtype=torch.float32, device=logits.device)
     block = min(4096, triton.next_power_of_2(vocabulary))
     if n:
-        _cross_entropy_kernel[(n,)](  # pyright: ignore[reportIndexIssue]
-            logits, gradient, targets, losses, logits.stride(0), vocabulary, scale, block=block, num_warps=8
+        _cross_entropy_kernel[(n,)](
+            logits, gradient, targets, losses, logits.stride(0), vocabulary, scale, block=block, **OPTIONS
         )
     return losses.sum()

@@ -30,25 +30,28 @@ class RecordRing:
 
     Args:
         record_bytes: unit -> size of its record.
+        buffers: how many; with fewer than `BUFFERS` the disk and AdamW wait for each other more often.
     """
 
-    def __init__(self, directory: Path, record_bytes: Mapping[str, int], allocator: HostAllocator):
+    def __init__(
+        self, directory: Path, record_bytes: Mapping[str, int], allocator: HostAllocator, buffers: int = BUFFERS
+    ):
         self.file = DiskFile(directory, record_bytes)  # first: no room is known before memory is taken
         size = max(map(padded, record_bytes.values()), default=0)
         self._units = frozenset(record_bytes)
-        self.buffers = [allocator.empty("disk buffers", (size,), torch.uint8) for _ in range(BUFFERS)]
+        self.buffers = [allocator.empty("disk buffers", (size,), torch.uint8) for _ in range(buffers)]
         self._memory = [buffer.numpy().data for buffer in self.buffers]
         self._changed = threading.Condition()
-        self._free = list(range(BUFFERS))
+        self._free = list(range(buffers))
         self._arriving: dict[str, tuple[int, Future[None]]] = {}
         self._borrowed: set[str] = set()  # what the disk has of them is about to be the past
         self._in_use = 0  # buffers that are borrowed or being written: they come back by themselves
         self._error: BaseException | None = None
 
     @staticmethod
-    def bytes_needed(record_bytes: Iterable[int]) -> int:
+    def bytes_needed(record_bytes: Iterable[int], buffers: int = BUFFERS) -> int:
         """In host memory."""
-        return BUFFERS * max(map(padded, record_bytes), default=0)
+        return buffers * max(map(padded, record_bytes), default=0)
 
     def expect(self, units: Sequence[str]) -> None:
         """These are needed soon, in this order: bring as many as there are free buffers for.
@@ -171,7 +174,7 @@ class DiskState:
 
     Attributes:
         hi: bfloat16 [numel], in host memory, pinned.
-        missed: as in `LayerState`.
+        counts: as in `LayerState`.
     """
 
     def __init__(
@@ -187,15 +190,15 @@ class DiskState:
         rounding: Rounding | None = None,
     ):
         self.name, self.layout, self._ring = name, layout, ring
-        places = _Places(allocator, resident)
+        places = Places(allocator, resident)
         self._over = [
             LayerState(name, layout, places.over(buffer), pin_lo, threads, moment_dtype, rounding)
             for buffer in ring.buffers
         ]
-        self.hi, self.missed = self._over[0].hi, self._over[0].missed
+        self.hi, self.counts = self._over[0].hi, self._over[0].counts
         self._lo_is_resident = "weight remainders" in resident
         for state in self._over:
-            state.missed = self.missed
+            state.counts = self.counts
 
     def opened(self, change: bool) -> AbstractContextManager[LayerState]:
         """The whole state in memory; with `change` what is changed within is kept.
@@ -221,41 +224,34 @@ class DiskState:
         with self._opened(change=True) as state:
             state.update(gradient, reached, hyper)
 
-    def skip(self) -> None:
-        """A step was left out, as in `LayerState`."""
-        self._over[0].skip()
-
     def copy_weights(self, out: Tensor) -> None:
         """Copy the weights to `out` [numel] on any device, in its dtype."""
         with self.opened_weights(out.dtype) as state:
             state.copy_weights(out)
 
 
-DurableState = LayerState | DiskState
-
-
-class _Places:
+class Places:
     """Memory for one layer's state: what is resident is allocated once, the rest lies in whichever buffer it is in."""
 
-    def __init__(self, allocator: HostAllocator, resident: Collection[str]):
+    def __init__(self, allocator: HostAllocator | None = None, resident: Collection[str] = ()):
         self._allocator, self._resident = allocator, resident
         self._allocated: dict[str, Tensor] = {}
 
     def over(self, buffer: Tensor) -> HostAllocator:
-        return _RecordMemory(self, buffer)
+        return PartsOfABuffer(self, buffer)
 
     def resident(self, name: str, shape: Iterable[int], dtype: torch.dtype, pinned: bool) -> Tensor | None:
-        if name not in self._resident:
+        if self._allocator is None or name not in self._resident:
             return None
         if name not in self._allocated:
             self._allocated[name] = self._allocator.empty(name, shape, dtype, pinned)
         return self._allocated[name]
 
 
-class _RecordMemory(HostAllocator):
+class PartsOfABuffer(HostAllocator):
     """Gives out parts of a buffer, in the order in which they are asked for, as they are."""
 
-    def __init__(self, places: _Places, buffer: Tensor):
+    def __init__(self, places: Places, buffer: Tensor):
         super().__init__(pin=False)
         self._places, self._rest = places, buffer
 

@@ -117,17 +117,18 @@ class EmbeddingTable:
     def update_rows(self, hyper: AdamWStep) -> None:
         """Apply the rows' gradient that has landed."""
         count = self.row_ids.numel()
-        self.state.adam.step_rows(self.row_ids, self._row_gradient[:count], self.state.counted(hyper), self.width)
+        self.state.adam.step_rows(
+            self.row_ids, self._row_gradient[:count], self.state.counts.counted(hyper), self.width
+        )
 
     def update_rest(self, head_gradient: Tensor | None, hyper: AdamWStep) -> None:
         """Update every other row, with a tied head's gradient [vocabulary * width], or with zero."""
-        self.state.adam.step_except_rows(self.row_ids, head_gradient, self.state.counted(hyper), self.width)
+        self.state.adam.step_except_rows(self.row_ids, head_gradient, self.state.counts.counted(hyper), self.width)
 
     @property
     def padding_index(self) -> int | None:
         """Where the padding row stands among the rows gathered last."""
-        found = (self.row_ids == self._padding_row).nonzero() if self._padding_row is not None else self.row_ids[:0]
-        return int(found[0]) if found.numel() else None
+        return place_of(self._padding_row, self.row_ids)
 
     @property
     def row_ids(self) -> Tensor:
@@ -141,6 +142,12 @@ class EmbeddingTable:
             return
         lo = self.state.lo[: self._table_numel].view(self.vocabulary, self.width)
         join(hi[rows].view(-1), lo[rows].view(-1), out.view(-1), self.state.adam.threads)
+
+
+def place_of(row: int | None, row_ids: Tensor) -> int | None:
+    """Where a row stands among `row_ids` [u], if it is there."""
+    found = (row_ids == row).nonzero() if row is not None else row_ids[:0]
+    return int(found[0]) if found.numel() else None
 
 
 def take_rows(table: Tensor, rows: Tensor, out: Tensor) -> None:

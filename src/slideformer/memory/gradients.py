@@ -1,11 +1,12 @@
 """Gradients on their way out: accumulated on the device, flushed to host buffers, handed to the optimizer."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from slideformer.kernels.gradient_flush import GradientFlush
 from slideformer.layout import FlatLayout
 from slideformer.memory.host import HostAllocator
 from slideformer.streams import Fence, Lanes
@@ -13,21 +14,25 @@ from slideformer.streams import Fence, Lanes
 
 @dataclass(eq=False)
 class HostGradient:
-    """A flushed gradient in host memory.
+    """A flushed gradient, in host memory unless its layer is resident.
 
     Attributes:
-        flat: [numel] in the dtype that crossed the link; valid once `landed` is done.
+        flat: [numel] in the dtype that crosses the link; valid once `landed` is done.
         sum_of_squares: float32 scalar on the host; valid once `landed` is done.
+        device_squares: the same on the device, for the compute lane, until the unit's next gradient.
         release: gives the buffer back for the next gradient.
         reached: names of the parameters that it is of; the others' gradient is not zero but none. Valid once `landed`
             is done.
+        copied: behind it `flat` can be read; None: by what the compute lane is given next.
     """
 
     flat: Tensor
     sum_of_squares: Tensor
+    device_squares: Tensor
     landed: Fence
     release: Callable[[], None]
     reached: Collection[str] = ()
+    copied: Fence | None = None
 
 
 class Accumulator:
@@ -98,6 +103,7 @@ class GradientRing:
         self._left: list[Fence | None] = [None] * self.STAGING
         self._next = 0
         self._sum = torch.zeros(numel, dtype=torch.float32, device=lanes.device) if accumulate else None
+        self._flush = GradientFlush(lanes.device)
         self._device_squares = torch.zeros(units, dtype=torch.float32, device=lanes.device)
         self._host_squares = allocator.empty("gradient norms", (units,), torch.float32, pinned=True)
         self._free = [allocator.empty("gradients", (numel,), dtype, pinned=True) for _ in range(host_slots)]
@@ -124,15 +130,23 @@ class GradientRing:
     def flush(self, unit: int, accumulator: Accumulator) -> HostGradient:
         """Send a layer's gradient to a host slot, with its sum of squares; blocks while all slots wait for updates."""
         numel = accumulator.flat.numel()
-        staged = self._staging[self._next][:numel]
-        if self._sum is not None:
-            staged = self._next_staging()[:numel]
-            self._lanes.compute.run(staged.copy_, accumulator.flat)
-        self._lanes.compute.run(set_sum_of_squares, staged, self._device_squares[unit])
+        source = accumulator.flat
+        staged = source if self._sum is None else self._next_staging()[:numel]
+        self._lanes.compute.run(self._flush, source, staged, self._device_squares[unit])
         self._wait_until(lambda: len(self._free) > 0)
         slot = self._free.pop()
         self.send(staged, slot[:numel])
         return self.landing(unit, slot[:numel], lambda: self._free.append(slot), accumulator.reached)
+
+    def hold(self, unit: int, accumulator: Accumulator, buffer: Tensor | None) -> HostGradient:
+        """As `flush`, of a resident layer: leave it on the device, in `buffer` [trained_numel], or where there is none
+        in staging, for what the compute lane is given next."""
+        source = held = accumulator.flat
+        if buffer is not None or self._sum is not None:
+            held = self._next_staging()[: source.numel()] if buffer is None else buffer
+        self._lanes.compute.run(self._flush, source, held, self._device_squares[unit])
+        self._lanes.d2h.wait(self._lanes.compute.record())
+        return replace(self.landing(unit, held, lambda: None, accumulator.reached), copied=None)
 
     def flush_into(
         self, unit: int, gradient: Tensor, destination: Tensor, reached: Collection[str] = ()
@@ -143,8 +157,7 @@ class GradientRing:
         for start in range(0, gradient.numel(), size):
             piece = gradient[start : start + size]
             staged = self._next_staging()[: piece.numel()]
-            self._lanes.compute.run(staged.copy_, piece)
-            self._lanes.compute.run(add_sum_of_squares, staged, self._device_squares[unit])
+            self._lanes.compute.run(self._flush, piece, staged, self._device_squares[unit], True)
             self.send(staged, destination[start : start + size])
         return self.landing(unit, destination, lambda: None, reached)
 
@@ -156,9 +169,10 @@ class GradientRing:
     def landing(
         self, unit: int, destination: Tensor, release: Callable[[], None], reached: Collection[str]
     ) -> HostGradient:
-        squares = self._host_squares[unit]
-        self._lanes.d2h.run(copy_async, self._device_squares[unit], squares)
-        return HostGradient(destination, squares, self._lanes.d2h.record(), release, reached)
+        on_device, squares = self._device_squares[unit], self._host_squares[unit]
+        self._lanes.d2h.run(copy_async, on_device, squares)
+        landed = self._lanes.d2h.record()
+        return HostGradient(destination, squares, on_device, landed, release, reached, copied=landed)
 
     def _next_staging(self) -> Tensor:
         self._next = (self._next + 1) % self.STAGING
@@ -170,16 +184,3 @@ class GradientRing:
 
 def copy_async(source: Tensor, destination: Tensor) -> None:
     destination.copy_(source, non_blocking=True)
-
-
-def sum_of_squares(values: Tensor) -> Tensor:
-    """sum(values^2), float32, in one pass over any dtype."""
-    return torch.linalg.vector_norm(values, dtype=torch.float32).square()
-
-
-def set_sum_of_squares(values: Tensor, out: Tensor) -> None:
-    out.copy_(sum_of_squares(values))
-
-
-def add_sum_of_squares(values: Tensor, out: Tensor) -> None:
-    out.add_(sum_of_squares(values))

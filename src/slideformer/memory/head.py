@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from slideformer.memory.device_state import DeviceState
 from slideformer.streams import Fence, Lanes
 
 
@@ -54,9 +55,7 @@ class HeadWeight:
 
     def new_gradient(self) -> Tensor:
         """A zeroed fp32 gradient [vocabulary, width]."""
-        gradient = self._lanes.empty(self._shape, torch.float32)
-        self._lanes.compute.run(gradient.zero_)
-        return gradient
+        return zeroed(self._lanes, self._shape)
 
     def release(self) -> None:
         """Computation submitted so far was the last to read the weight; its memory is free for what follows."""
@@ -67,3 +66,37 @@ class HeadWeight:
         self._lanes.h2d.wait(self._lanes.compute.record())  # the memory may have been computation's until now
         self._lanes.h2d.run(self._copy_weights, self._flat)
         self._ready = self._lanes.h2d.record()
+
+
+class ResidentHead:
+    """The head's weight where its state is on the device: used in place.
+
+    Its update is submitted before that of the shell, which each step begins by waiting for.
+
+    Args:
+        shape: [vocabulary, width].
+    """
+
+    def __init__(self, lanes: Lanes, shape: tuple[int, int], state: DeviceState):
+        self._lanes, self._shape, self._state = lanes, shape, state
+
+    def fetch(self) -> None:
+        pass
+
+    def weight(self) -> Tensor:
+        """The weight, for computation submitted from here."""
+        self._state.wait_updated(self._lanes.compute)
+        return self._state.hi[: self._shape[0] * self._shape[1]].view(self._shape)
+
+    def new_gradient(self) -> Tensor:
+        """A zeroed fp32 gradient [vocabulary, width]."""
+        return zeroed(self._lanes, self._shape)
+
+    def release(self) -> None:
+        pass
+
+
+def zeroed(lanes: Lanes, shape: tuple[int, int]) -> Tensor:
+    gradient = lanes.empty(shape, torch.float32)
+    lanes.compute.run(gradient.zero_)
+    return gradient

@@ -7,16 +7,15 @@ allocator.
 
 import mmap
 import warnings
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from slideformer.layout import FlatLayout
+from slideformer.memory.step_counts import StepCounts
 from slideformer.optim.adamw import AdamWStep, LayerAdam
 from slideformer.optim.planes import join, join_reference, split
 from slideformer.optim.rounding import Rounding
@@ -92,8 +91,7 @@ class LayerState:
         hi: bfloat16 [numel], the rounded weights; pinned, because this is what the GPU fetches.
         lo: int16 [numel], the rest: (hi, lo) is the fp32 master, exactly.
         exp_avg, exp_avg_sq: float32, or bfloat16 with stochastic `rounding`, [trained_numel].
-        missed: parameter -> steps in which no gradient reached it, or that were left out. As in PyTorch, where `.grad`
-            is then None, such a step leaves it and its moments alone and does not count for its bias correction.
+        counts: which steps count for its parameters.
     """
 
     def __init__(
@@ -113,7 +111,7 @@ class LayerState:
         trained = layout.trained_numel
         self.exp_avg = allocator.empty("optimizer moments", (trained,), moment_dtype)
         self.exp_avg_sq = allocator.empty("optimizer moments", (trained,), moment_dtype)
-        self.missed: Counter[str] = Counter()
+        self.counts = StepCounts(layout)
         self.adam = LayerAdam(
             self.hi[:trained], self.lo[:trained], self.exp_avg, self.exp_avg_sq, layout.decay_spans(), threads, rounding
         )
@@ -136,27 +134,8 @@ class LayerState:
 
     def update(self, gradient: Tensor, reached: Collection[str], hyper: AdamWStep) -> None:
         """One AdamW step with a gradient [trained_numel] that reached these parameters."""
-        unreached = [field.name for field in self.layout.trained_fields if field.name not in reached]
-        if not unreached and len(self._missed_counts()) <= 1:
-            self.adam.step(gradient, self.counted(hyper))
-            return
-        self.missed.update(unreached)
-        by_missed: dict[int, list[str]] = {}
-        for name in reached:
-            by_missed.setdefault(self.missed.get(name, 0), []).append(name)
-        for missed, names in by_missed.items():
-            self.adam.step_spans(self.layout.decay_spans(among=names), gradient, replace(hyper, missed=missed))
-
-    def skip(self) -> None:
-        """A step was left out: nothing changes, and it does not count."""
-        self.missed.update(field.name for field in self.layout.trained_fields)
-
-    def counted(self, hyper: AdamWStep) -> AdamWStep:
-        """`hyper` with the steps that count, for a layer whose parameters all missed the same ones."""
-        return replace(hyper, missed=max(self._missed_counts(), default=0))
-
-    def _missed_counts(self) -> set[int]:
-        return {self.missed[field.name] for field in self.layout.trained_fields} if self.missed else set()
+        for spans, counted in self.counts.due(reached, hyper):
+            self.adam.step_spans(spans, gradient, counted)
 
     def load(self, name: str, value: Tensor) -> None:
         """Set the parameter `name` from bf16, fp16 or fp32 values, all bits kept."""

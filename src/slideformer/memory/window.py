@@ -1,12 +1,13 @@
 """The sliding window: a few device slots through which the layers' weights pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from slideformer.layout import FlatLayout
+from slideformer.memory.device_state import DeviceState
 from slideformer.streams import Fence, Lanes
 
 EMPTY = -1
@@ -41,6 +42,7 @@ class LayerWindow:
         fresh: whether layer i's weights on the host are up to date now.
         wait_fresh: blocks until they are.
         copy_weights: copies layer i's weights from the host into a slot's first `layouts[i].numel` elements.
+        resident: layers whose weights are on the device for good; they are used in place and need no slot.
     """
 
     def __init__(
@@ -52,22 +54,26 @@ class LayerWindow:
         fresh: Callable[[int], bool],
         wait_fresh: Callable[[int], None],
         copy_weights: Callable[[int, Tensor], None],
+        resident: Mapping[int, DeviceState] | None = None,
     ):
         self._lanes = lanes
         self._layouts = layouts
         self._fresh, self._wait_fresh, self._copy_weights = fresh, wait_fresh, copy_weights
-        numel = max(layout.numel for layout in layouts)
+        self._resident = dict(resident or {})
+        self._resident_views = {i: state.layout.views(state.hi) for i, state in self._resident.items()}
+        numel = slot_numel([layout for i, layout in enumerate(layouts) if i not in self._resident])
         self.depth = min(depth, len(layouts))
         # Ordered by when they were released: the first free slot is the one that was let go longest ago.
         self._slots = [Slot(torch.empty(numel, dtype=dtype, device=lanes.device)) for _ in range(self.depth)]
 
     @staticmethod
     def bytes_needed(layouts: Sequence[FlatLayout], depth: int, dtype: torch.dtype) -> int:
-        return min(depth, len(layouts)) * max(layout.numel for layout in layouts) * dtype.itemsize
+        """With `layouts` those that are not resident."""
+        return min(depth, len(layouts)) * slot_numel(layouts) * dtype.itemsize
 
     def fetch(self, i: int) -> None:
         """Bring layer i's weights to the device, or keep them there; out of range is nothing to do."""
-        if not 0 <= i < len(self._layouts):
+        if not 0 <= i < len(self._layouts) or i in self._resident:
             return
         slot = self._find(i) or self._evict()
         if slot.layer != i:
@@ -83,6 +89,8 @@ class LayerWindow:
         Raises:
             LayerNotFetched: `fetch(i)` was not called since it was last released or invalidated.
         """
+        if i in self._resident:
+            return self._in_place(i)
         slot = self._find(i)
         if slot is None or not slot.held:
             raise LayerNotFetched(f"layer {i} was used but not fetched; the window holds {self.holds()}")
@@ -97,6 +105,8 @@ class LayerWindow:
 
     def release(self, i: int) -> None:
         """Computation submitted so far was the last to read layer i."""
+        if i in self._resident:
+            return
         slot = self._find(i)
         if slot is None or not slot.held:
             raise LayerNotFetched(f"layer {i} was released but not fetched; the window holds {self.holds()}")
@@ -115,6 +125,11 @@ class LayerWindow:
         """Layers now in a slot."""
         return sorted(slot.layer for slot in self._slots if slot.layer != EMPTY)
 
+    def _in_place(self, i: int) -> dict[str, Tensor]:
+        self._wait_fresh(i)
+        self._resident[i].wait_updated(self._lanes.compute)
+        return self._resident_views[i]
+
     def _find(self, i: int) -> Slot | None:
         return next((slot for slot in self._slots if slot.layer == i), None)
 
@@ -129,3 +144,8 @@ class LayerWindow:
             self._lanes.h2d.wait(slot.free)
         self._lanes.h2d.run(self._copy_weights, slot.layer, slot.flat[: self._layouts[slot.layer].numel])
         slot.ready = self._lanes.h2d.record()
+
+
+def slot_numel(layouts: Sequence[FlatLayout]) -> int:
+    """Elements of a slot that holds any of these layers."""
+    return max((layout.numel for layout in layouts), default=0)

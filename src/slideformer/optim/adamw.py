@@ -95,17 +95,8 @@ class LayerAdam:
         rounding: Rounding | None = None,
     ):
         self.numel = hi.numel()
-        moment = torch.bfloat16 if exp_avg.dtype == torch.bfloat16 else torch.float32
-        for name, tensor, dtype in (
-            ("hi", hi, torch.bfloat16),
-            ("lo", lo, torch.int16),
-            ("exp_avg", exp_avg, moment),
-            ("exp_avg_sq", exp_avg_sq, moment),
-        ):
-            _check(name, tensor, (dtype,), (self.numel,))
-        for start, stop, _ in decay_spans:
-            if not 0 <= start <= stop <= self.numel:
-                raise ValueError(f"decay span [{start}, {stop}) lies outside a layer of {self.numel} elements")
+        check_state(hi, lo, exp_avg, exp_avg_sq, "cpu")
+        check_spans(decay_spans, self.numel)
         self.hi, self.lo, self.exp_avg, self.exp_avg_sq = hi, lo, exp_avg, exp_avg_sq
         self.decay_spans = decay_spans
         self.threads = threads or cpu_threads()
@@ -155,7 +146,7 @@ class LayerAdam:
         self._update(grad, (self.numel,), self._table_spans(starts, stops, starts), hyper)  # some spans are empty
 
     def _row_starts(self, rows: Tensor, width: int) -> Tensor:
-        _check("rows", rows, (torch.int64,), (rows.numel(),))
+        check_tensor("rows", rows, (torch.int64,), (rows.numel(),), "cpu")
         table_rows = self.numel // width
         inside = rows.numel() == 0 or (rows[0] >= 0 and rows[-1] < table_rows)
         if not (inside and bool((rows[1:] > rows[:-1]).all())):
@@ -170,7 +161,7 @@ class LayerAdam:
 
     def _update(self, grad: Tensor | None, grad_shape: tuple[int, ...], spans: Tensor, hyper: AdamWStep) -> None:
         if grad is not None:
-            _check("grad", grad, (torch.bfloat16, torch.float32), grad_shape)
+            check_tensor("grad", grad, (torch.bfloat16, torch.float32), grad_shape, "cpu")
             grad = grad.view(-1)
         _core.adamw(
             self.hi,
@@ -190,11 +181,30 @@ def _as_tensor(spans: list[tuple[int, int, bool]]) -> Tensor:
     return torch.tensor([(a, b, a, int(d)) for a, b, d in spans], dtype=torch.int64).view(-1, 4)
 
 
-def _check(name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]) -> None:
-    if tensor.dtype not in dtypes or tensor.device.type != "cpu" or not tensor.is_contiguous():
+def check_state(hi: Tensor, lo: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, device: torch.device | str) -> None:
+    numel = hi.numel()
+    moment = torch.bfloat16 if exp_avg.dtype == torch.bfloat16 else torch.float32
+    check_tensor("hi", hi, (torch.bfloat16,), (numel,), device)
+    check_tensor("lo", lo, (torch.int16,), (numel,), device)
+    check_tensor("exp_avg", exp_avg, (moment,), (numel,), device)
+    check_tensor("exp_avg_sq", exp_avg_sq, (moment,), (numel,), device)
+
+
+def check_spans(spans: list[tuple[int, int, bool]], numel: int) -> None:
+    for start, stop, _ in spans:
+        if not 0 <= start <= stop <= numel:
+            raise ValueError(f"decay span [{start}, {stop}) lies outside a layer of {numel} elements")
+
+
+def check_tensor(
+    name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...], device: torch.device | str
+) -> None:
+    if tensor.dtype not in dtypes or tensor.device != torch.device(device) or not tensor.is_contiguous():
         wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         layout = "contiguous" if tensor.is_contiguous() else "strided"
-        raise TypeError(f"{name} is {layout} {tensor.dtype} on {tensor.device}; it must be contiguous {wanted} on cpu")
+        raise TypeError(
+            f"{name} is {layout} {tensor.dtype} on {tensor.device}; it must be contiguous {wanted} on {device}"
+        )
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{name} has shape {list(tensor.shape)}; expected {list(shape)}")
 

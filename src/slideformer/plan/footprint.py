@@ -7,6 +7,8 @@ import torch
 
 from slideformer.layout import FlatLayout
 from slideformer.memory.activations import ActivationStore
+from slideformer.memory.device_state import WayOut, units_on_device
+from slideformer.memory.device_table import DeviceTable
 from slideformer.memory.disk_state import RecordRing, record_bytes, units_on_disk
 from slideformer.memory.embedding import EmbeddingTable
 from slideformer.memory.feed import TokenFeed
@@ -91,6 +93,7 @@ class Work:
         logit_bytes: per token of a head chunk, loss and gradient together.
         workspace_bytes: what libraries keep once they have been used.
         kept_bytes: what a block that is kept whole holds of one sequence until its backward, beside its input.
+        kept_outputs_bytes: the same of a block of which the expensive operators' outputs are kept.
         answers: what is generated between two steps; None: nothing.
     """
 
@@ -100,6 +103,7 @@ class Work:
     logit_bytes: int
     workspace_bytes: int
     kept_bytes: int = 0
+    kept_outputs_bytes: int = 0
     answers: Answers | None = None
 
 
@@ -107,32 +111,54 @@ def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
     """Named buffers in host memory."""
     block = GradientRing.numel_for(model.block_layouts)
     boundary = sizes.micro_batch_tokens * model.hidden
-    on_disk = _records(model, sizes, dtype)
-    states = [LayerState.bytes_needed(layout, sizes.moment_dtype) for layout in model.layouts.values()]
+    on_disk = records_on_disk(model, sizes, dtype)
+    state_bytes = {name: LayerState.bytes_needed(layout, sizes.moment_dtype) for name, layout in model.layouts.items()}
+    on_device = [state_bytes[unit] for unit in _on_device(model, sizes)]
+    ends = (
+        0 if sizes.resident_ends else model.layouts[model.head].trained_numel + model.layouts[model.shell].trained_numel
+    )
     return {
-        "weights and optimizer state": sum(states) - sum(on_disk.values()),
-        "disk buffers": RecordRing.bytes_needed(on_disk.values()),
-        "gradients": GradientRing.host_bytes_needed(block, sizes.gradient_slots, dtype)
-        + (model.layouts[model.head].trained_numel + model.layouts[model.shell].trained_numel) * dtype.itemsize,
-        "embedding rows": EmbeddingTable.host_bytes_needed(
-            model.vocabulary, model.embedding_width, sizes.step_tokens, dtype
-        ),
+        "weights and optimizer state": sum(state_bytes.values()) - sum(on_disk.values()) - sum(on_device),
+        "disk buffers": RecordRing.bytes_needed(on_disk.values(), sizes.disk_buffers),
+        "way out of the device": WayOut.bytes_needed(on_device),
+        "gradients": GradientRing.host_bytes_needed(block, sizes.slots_for(len(model.blocks)), dtype)
+        + ends * dtype.itemsize,
+        "embedding rows": TokenFeed.bytes_needed(min(sizes.step_tokens, model.vocabulary))
+        if sizes.resident_ends and model.layouts[model.embedding].trained_numel
+        else EmbeddingTable.host_bytes_needed(model.vocabulary, model.embedding_width, sizes.step_tokens, dtype),
         "activations": ActivationStore.host_bytes_needed(
             sizes.boundaries_on_host(len(model.blocks)), sizes.micro_batches, boundary, dtype.itemsize
         ),
         "token ids": TokenFeed.bytes_needed(sizes.step_indices),
-        "checkpoint copies": SnapshotMemory.bytes_needed(states, sizes.snapshot_units),
+        "checkpoint copies": SnapshotMemory.bytes_needed(state_bytes.values(), sizes.snapshot_units),
     }
+
+
+def resident_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> int:
+    """Device memory of the states that live there. Beside each waits the gradient of what is no block, and clipped that
+    of blocks, too."""
+    units = _on_device(model, sizes)
+    states = sum(LayerState.bytes_needed(model.layouts[unit], sizes.moment_dtype) for unit in units)
+    waiting = [unit for unit in units if unit not in model.blocks or sizes.resident_gradients]
+    gradients = sum(model.layouts[unit].trained_numel for unit in waiting if unit != model.embedding) * dtype.itemsize
+    if model.embedding in units:
+        rows, table = min(sizes.step_tokens, model.vocabulary), model.layouts[model.embedding].trained_numel
+        gradients += DeviceTable.device_bytes_needed(table, model.embedding_width, rows)
+    return states + gradients
+
+
+def _on_device(model: ModelSizes, sizes: Sizes) -> list[str]:
+    return units_on_device(model.layouts, model.blocks, sizes.resident, sizes.resident_ends)
 
 
 def disk_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
     """Named files in `budget.offload_dir`."""
-    return {"optimizer state": DiskFile.bytes_needed(_records(model, sizes, dtype))}
+    return {"optimizer state": DiskFile.bytes_needed(records_on_disk(model, sizes, dtype))}
 
 
-def _records(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
+def records_on_disk(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
     """Unit on disk -> bytes of its record."""
-    units = units_on_disk(model.layouts, model.blocks, sizes.disk_blocks)
+    units = units_on_disk(model.layouts, model.blocks[sizes.resident :], sizes.disk_blocks)
     return {unit: record_bytes(model.layouts[unit], dtype, sizes.moment_dtype) for unit in units}
 
 
@@ -142,8 +168,10 @@ def device_bytes(model: ModelSizes, work: Work, sizes: Sizes, dtype: torch.dtype
     block = GradientRing.numel_for(model.block_layouts)
     boundary = sizes.micro_batch_tokens * model.hidden
     rows = min(sizes.step_tokens, model.vocabulary) * model.embedding_width
+    sliding = model.block_layouts[sizes.resident :]
     always = {
-        "weights": LayerWindow.bytes_needed(model.block_layouts, sizes.window_depth, dtype)
+        "resident states": resident_bytes(model, sizes, dtype),
+        "weights": LayerWindow.bytes_needed(sliding, sizes.window_depth, dtype)
         + model.layouts[model.shell].numel * size
         + model.layouts[model.shell].trained_numel * 4
         + model.buffer_bytes,
@@ -158,9 +186,13 @@ def device_bytes(model: ModelSizes, work: Work, sizes: Sizes, dtype: torch.dtype
         + sizes.micro_batches * boundary * size,
     }
     sequences = sizes.micro_batches * sizes.micro_batch_size
-    always["kept for backward"] = min(sizes.kept, n) * sequences * work.kept_bytes
+    kept, outputs = sizes.kept_of(n)
+    always["kept for backward"] = sequences * (kept * work.kept_bytes + outputs * work.kept_outputs_bytes)
     block_work = work.block_fixed_bytes + work.block_bytes * sizes.micro_batch_size
-    head_work = HeadWeight.bytes_needed(model.layouts[model.head].numel, dtype) + work.logit_bytes * sizes.head_chunk
+    head_weight = HeadWeight.bytes_needed(model.layouts[model.head].numel, dtype)
+    if sizes.resident_ends:
+        head_weight -= model.layouts[model.head].numel * size  # it is there already
+    head_work = head_weight + work.logit_bytes * sizes.head_chunk
     phases = {
         "head and loss": {**always, "head": head_work + boundary * size, "row gradients": rows * 4},
         "backward": {**always, "block": block_work, "row gradients": rows * 4},

@@ -3,21 +3,26 @@
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from math import ceil
 from typing import Any
 
 import torch
 
-from slideformer.errors import DoesNotFit
+from slideformer.errors import ConfigError
+from slideformer.plan.choice import Costs, Fits, Group, Limits, choose, halvings
 from slideformer.plan.footprint import ModelSizes, Work, device_bytes, disk_bytes, host_bytes
-from slideformer.plan.offloading import disk_is_full, fewest_on_disk, offer
+from slideformer.plan.offloading import fewest_on_disk
+from slideformer.plan.pace import Pace
+from slideformer.plan.refusal import does_not_fit, least_demanding
 from slideformer.plan.sizes import OptimizerState, Sizes
 from slideformer.plan.table import render
 from slideformer.plan.timing import StepTiming
-from slideformer.units import format_bytes, gib_that_hold
 
 TARGET_TOKENS = 8192  # of a micro-batch: enough to fill a large GPU; more only costs memory
 PREFERRED_DEPTH = 3  # one layer computes, one is ready, one arrives
 PREFERRED_SLOTS = 8  # gradients that wait for the CPU before backward does
+BREAK_EVEN_TOKENS = 24_000  # of a step, where AdamW on 16 cores takes as long as a large GPU: a rule of thumb
 HEAD_CHUNK_BYTES = 640 * 2**20  # of logits that exist at once
 
 
@@ -31,6 +36,8 @@ class Workload:
         clipping: whether gradients wait for their norm.
         recompute_all: keep nothing of a block's forward for its backward.
         optimizer_state: what the optimizer's moments are stored in.
+        resident: blocks whose state is in the device's memory.
+        kept: blocks whose forward is kept whole.
         saves_in_background: spend host memory that is left on copies of states, to write checkpoints from.
     """
 
@@ -41,6 +48,8 @@ class Workload:
     window_depth: int | None = None
     recompute_all: bool = False
     optimizer_state: OptimizerState = "fp32"
+    resident: int | None = None
+    kept: int | None = None
     saves_in_background: bool = False
 
 
@@ -117,35 +126,125 @@ def make_plan(
     device_budget_bytes: int | None,
     process_bytes: int,
     disk_budget_bytes: int | None = None,
+    pace: Pace | None = None,
 ) -> Plan:
-    """The first of the preferred sizes that fits.
+    """Of the sizes that fit, those of the shortest step; where its seconds are not known, the first of the preferred.
 
     Preferred: nothing on disk, then micro-batches of about `TARGET_TOKENS`, then a window of three layers, then as many
-    boundary activations on the device as there is room for, then as few blocks on disk, then as little recomputation.
+    boundary activations on the device as there is room for, then as few blocks on disk. The device memory that is left
+    goes to resident blocks first, as many as `wanted_resident` says, and then to keeping what would be recomputed.
 
     Args:
         device_budget_bytes: None where layers compute in host memory; what they need is then counted there.
         process_bytes: host memory of the process before the engine is built.
         disk_budget_bytes: None if nothing may be on disk.
+        pace: of a step on a GPU; None: its seconds are not known.
 
     Raises:
         DoesNotFit: with what is needed, and what would fit.
+        ConfigError: something is to be resident where nothing can be.
     """
 
     def plan_of(sizes: Sizes) -> Plan:
         budgets = (host_budget_bytes, device_budget_bytes, disk_budget_bytes)
         return _plan(sizes, model, work, dtype, *budgets, process_bytes)
 
-    plans = [plan_of(sizes) for sizes in _candidates(model, workload, dtype)]
-    for plan in plans:
-        if _fits(plan):
-            return _copy_what_fits(_keep_what_fits(plan, workload, plan_of), workload, plan_of)
-    if disk_budget_bytes is not None:
-        for plan in (plan for plan in plans if plan.fits_device):
-            with_disk = fewest_on_disk(plan, plan_of)
-            if _fits(with_disk):
-                return _copy_what_fits(_keep_what_fits(with_disk, workload, plan_of), workload, plan_of)
-    raise _does_not_fit(_least_demanding(plans), workload, plan_of)
+    limits = _limits(model, work, workload, dtype, device_budget_bytes, disk_budget_bytes)
+    candidates = _candidates(model, workload, dtype)
+    starts = [sizes for sizes in candidates if not sizes.host_boundaries]
+    if pace is not None and device_budget_bytes is not None:
+        sizes = _of_the_shortest_step(starts, limits, plan_of, pace, dtype)
+        chosen = None if sizes is None else plan_of(sizes)
+    else:
+        chosen = _first_preferred(candidates, limits, plan_of) or _fewest_resident(starts, limits, plan_of)
+    if chosen is None:
+        raise does_not_fit(least_demanding([plan_of(sizes) for sizes in candidates]), workload, plan_of)
+    return _copy_what_fits(chosen, workload, plan_of)
+
+
+def _limits(
+    model: ModelSizes, work: Work, workload: Workload, dtype: torch.dtype, device_bytes: int | None, disk: int | None
+) -> Limits:
+    """What may be chosen: only what computes in bf16 on a device can be resident, as its weights are used in place."""
+    n, pinned = len(model.blocks), workload.resident
+    can_be_resident = device_bytes is not None and dtype == torch.bfloat16
+    if pinned and not can_be_resident:
+        raise ConfigError(
+            f"resident: {pinned}, but only what computes in bf16 on a GPU can be updated where it is",
+            "leave resident out, or set compute_dtype: bf16 and device: cuda",
+        )
+    return Limits(
+        blocks=n,
+        resident=(0, n if can_be_resident else 0) if pinned is None else (min(pinned, n), min(pinned, n)),
+        ends=(False, True) if can_be_resident and pinned != 0 else (False,),
+        kept=None if workload.kept is None else min(workload.kept, n),
+        keeps=not workload.recompute_all,
+        keeps_outputs=not workload.recompute_all and work.kept_outputs_bytes > 0,
+        offloads=disk is not None,
+    )
+
+
+def _of_the_shortest_step(
+    starts: list[Sizes], limits: Limits, plan_of: Callable[[Sizes], Plan], pace: Pace, dtype: torch.dtype
+) -> Sizes | None:
+    remembered = lru_cache(maxsize=None)(plan_of)
+    fits = Fits(
+        device=lambda sizes: remembered(sizes).fits_device,
+        host=lambda sizes: remembered(sizes).fits_host,
+        disk=lambda sizes: remembered(sizes).fits_disk,
+    )
+    model = plan_of(starts[0]).model
+    costs = Costs(
+        seconds=lambda sizes: pace.seconds(model, sizes, dtype),
+        least_seconds=lambda sizes: pace.least_seconds(model, sizes, dtype),
+        beside_seconds=lambda sizes: pace.beside_seconds(model, sizes, dtype),
+    )
+    tried = halvings(sorted({sizes.micro_batch_size for sizes in starts}, reverse=True))
+    one_slot_each = dict.fromkeys(replace(sizes, gradient_slots=limits.blocks) for sizes in starts)
+    return choose([sizes for sizes in one_slot_each if sizes.micro_batch_size in tried], limits, fits, costs)
+
+
+def _first_preferred(candidates: list[Sizes], limits: Limits, plan_of: Callable[[Sizes], Plan]) -> Plan | None:
+    """The first plan that fits, with nothing on disk if possible; device memory that is left is spent."""
+    plans = [plan_of(sizes) for sizes in candidates]
+    found = next(filter(_fits, plans), None)
+    if found is None and limits.offloads:
+        with_disk = (fewest_on_disk(plan, plan_of) for plan in plans if plan.fits_device)
+        found = next(filter(_fits, with_disk), None)
+    if found is None:
+        return None
+    return _keep_what_fits(_spend_on_residents(found, limits, plan_of), limits, plan_of)
+
+
+def wanted_resident(step_tokens: int, blocks: int) -> int:
+    """Blocks to update on the device so that the CPU's time for the others hides behind computation, where rates are
+    not known: with half of `BREAK_EVEN_TOKENS` a step, half of the blocks; from these on none."""
+    return ceil(blocks * max(0.0, 1 - step_tokens / BREAK_EVEN_TOKENS))
+
+
+def _spend_on_residents(plan: Plan, limits: Limits, plan_of: Callable[[Sizes], Plan]) -> Plan:
+    least, most = limits.resident
+    wanted = max(least, min(most, wanted_resident(plan.sizes.step_tokens, limits.blocks)))
+    if not wanted:
+        return plan
+    for ends in reversed(limits.ends):
+        ways = [replace(plan.sizes, resident=count, resident_ends=ends) for count in range(least, wanted + 1)]
+        if _fits(plan_of(ways[0])):
+            return _last_that_fits(ways, plan_of)
+    return plan
+
+
+def _fewest_resident(starts: list[Sizes], limits: Limits, plan_of: Callable[[Sizes], Plan]) -> Plan | None:
+    """Where host memory and disk do not hold the states: on the device what has to be there."""
+    fits = Fits(
+        lambda sizes: plan_of(sizes).fits_device,
+        lambda sizes: plan_of(sizes).fits_host,
+        lambda sizes: plan_of(sizes).fits_disk,
+    )
+    for group in (Group(start, ends, limits, fits) for start in starts for ends in limits.ends):
+        for resident in group.fewest():
+            return _keep_what_fits(plan_of(group.candidates(resident)[0]), limits, plan_of)
+    return None
 
 
 def _candidates(model: ModelSizes, workload: Workload, dtype: torch.dtype) -> list[Sizes]:
@@ -163,6 +262,9 @@ def _candidates(model: ModelSizes, workload: Workload, dtype: torch.dtype) -> li
             gradient_slots=slot,
             host_boundaries=boundaries,
             head_chunk=max(16, min(chunk, micro * workload.max_length)),
+            resident=min(workload.resident or 0, n),
+            resident_gradients=workload.clipping,
+            kept=0 if workload.recompute_all else min(workload.kept or 0, n),
             optimizer_state=workload.optimizer_state,
         )
         for slot in slots
@@ -172,10 +274,20 @@ def _candidates(model: ModelSizes, workload: Workload, dtype: torch.dtype) -> li
     ]
 
 
-def _keep_what_fits(plan: Plan, workload: Workload, plan_of: Callable[[Sizes], Plan]) -> Plan:
-    """Spend the memory that is left on keeping forwards for their backward, the last layers first."""
-    most = 0 if workload.recompute_all else len(plan.model.blocks)
-    return _last_that_fits([replace(plan.sizes, kept=kept) for kept in range(most + 1)], plan_of)
+def _keep_what_fits(plan: Plan, limits: Limits, plan_of: Callable[[Sizes], Plan]) -> Plan:
+    """Spend the memory that is left on keeping forwards for their backward, the last layers first: all expensive
+    outputs, which save more time a byte, and then the rest."""
+    n, counts = limits.blocks, range(limits.blocks + 1)
+    if not limits.keeps:
+        return plan
+    if limits.kept is not None:
+        return _last_that_fits([plan.sizes, replace(plan.sizes, kept=limits.kept)], plan_of)
+    if not limits.keeps_outputs:
+        return _last_that_fits([replace(plan.sizes, kept=count) for count in counts], plan_of)
+    outputs = _last_that_fits([replace(plan.sizes, kept_outputs=count) for count in counts], plan_of)
+    if outputs.sizes.kept_outputs < n:
+        return outputs
+    return _last_that_fits([replace(plan.sizes, kept=count, kept_outputs=n - count) for count in counts], plan_of)
 
 
 def _copy_what_fits(plan: Plan, workload: Workload, plan_of: Callable[[Sizes], Plan]) -> Plan:
@@ -219,56 +331,6 @@ def _plan(
 
 def _fits(plan: Plan) -> bool:
     return plan.fits_device and plan.fits_host and plan.fits_disk
-
-
-def _least_demanding(plans: list[Plan]) -> Plan:
-    """Of the plans that the device can hold, that with the least host memory; if there is none, the smallest there."""
-    on_device = [plan for plan in plans if plan.fits_device]
-    if on_device:
-        return min(on_device, key=lambda plan: plan.host_peak_bytes)
-    return min(plans, key=lambda plan: (plan.device_peak_bytes, plan.host_peak_bytes))
-
-
-def _does_not_fit(plan: Plan, workload: Workload, plan_of: Callable[[Sizes], Plan]) -> DoesNotFit:
-    """The refusal, from the least demanding plan without a disk."""
-    budget = plan.device_budget_bytes
-    if budget is not None and not plan.fits_device:
-        pinned = [key for key in ("micro_batch_size", "window_depth") if getattr(workload, key)]
-        remedy = f"leave {' and '.join(pinned)} to the planner" if pinned else "lower max_length"
-        return DoesNotFit(
-            f"the GPU needs {format_bytes(plan.device_peak_bytes)}, and its budget is {format_bytes(budget)}; "
-            f"largest: {_largest(max(plan.device.values(), key=lambda phase: sum(phase.values())))}",
-            f"{remedy}, or give budget.gpu at least {gib_that_hold(plan.device_peak_bytes)}",
-        )
-    other = offer(plan, plan_of)
-    if plan.disk_budget_bytes is not None:
-        with_disk = fewest_on_disk(plan, plan_of)
-        if with_disk.fits_host:
-            return disk_is_full(with_disk)
-        plan = min(plan, with_disk, key=lambda plan: plan.host_peak_bytes)
-    savings = {
-        "max_grad_norm: null": plan.host.get("gradients", 0) if workload.clipping else 0,
-        "optimizer_state: bf16": 4 * plan.model.trained_parameters if workload.optimizer_state == "fp32" else 0,
-    }
-    less = " and ".join(f"{setting} saves up to {format_bytes(size)}" for setting, size in savings.items() if size)
-    without = f" ({less})" if less else ""
-    return DoesNotFit(
-        f"host memory needs {format_bytes(plan.host_peak_bytes)}, and its budget is "
-        f"{format_bytes(plan.host_budget_bytes)}; largest: {_largest(plan.host)}",
-        f"give budget.host at least {gib_that_hold(plan.host_peak_bytes)}{without}{other}, or train a model of at most "
-        f"{_parameters_that_fit(plan) / 1e9:.2f}B parameters (this one has {plan.model.parameters / 1e9:.2f}B)",
-    )
-
-
-def _parameters_that_fit(plan: Plan) -> float:
-    state = plan.host["weights and optimizer state"]
-    rest = plan.host_peak_bytes - state
-    return max(0.0, plan.model.parameters * (plan.host_budget_bytes - rest) / state)
-
-
-def _largest(parts: dict[str, int]) -> str:
-    top = sorted(parts.items(), key=lambda item: -item[1])[:3]
-    return ", ".join(f"{name} {format_bytes(size)}" for name, size in top)
 
 
 def _power_of_two_below(value: int) -> int:

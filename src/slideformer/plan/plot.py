@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slideformer.errors import ConfigError
-from slideformer.plan.timing import LANES, StepTiming
+from slideformer.plan.timing import StepTiming
 from slideformer.plan.timing_table import LANE_NAMES, format_step
 from slideformer.units import GIB, MIB
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 COLOURS = {
     "forward": "#9ecae1", "backward": "#3182bd", "head": "#fdae6b", "fetch": "#a1d99b", "inputs": "#a1d99b",
     "load": "#e6550d", "save": "#e6550d", "send": "#74c476", "update": "#bcbddc",
+    "read": "#c7b299", "write": "#8c6d31",
 }  # fmt: skip
 PARTS = ("#4e79a7", "#a0cbe8", "#f28e2b", "#ffbe7d", "#59a14f", "#8cd17d", "#b6992d", "#f1ce63", "#79706e", "#bab0ac")
 KINDS = (".png", ".svg")
@@ -62,7 +63,7 @@ def draw(plan: "Plan", timing: StepTiming) -> Any:
 
 def device_memory(plan: "Plan", timing: StepTiming) -> tuple[list[float], Areas]:
     """(seconds, bytes from each of them on by name) of the GPU: what is allocated in the phase that computes then."""
-    n, kept = len(plan.model.blocks), plan.sizes.kept
+    n, kept = len(plan.model.blocks), sum(plan.sizes.kept_of(len(plan.model.blocks)))
     backward, head = plan.device["backward"], plan.device["head and loss"]
     always = {name: size for name, size in backward.items() if name in head and name != "row gradients"}
     times, phases = [], []
@@ -98,7 +99,8 @@ def _draw_memory(axis: Any, tier: str, times: list[float], areas: Areas) -> None
 
 
 def _draw_lanes(axis: Any, timing: StepTiming) -> None:
-    for row, lane in enumerate(reversed(LANES)):
+    lanes = list(reversed(timing.lanes))
+    for row, lane in enumerate(lanes):
         spans = [span for span in timing.schedule.spans if span.lane == lane]
         axis.broken_barh(
             [(span.start, span.stop - span.start) for span in spans], (row - 0.35, 0.7),
@@ -110,7 +112,7 @@ def _draw_lanes(axis: Any, timing: StepTiming) -> None:
 
     handles = [Patch(color=COLOURS[kind], label=label) for kind, label in labels.items()]
     axis.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False)
-    axis.set_yticks(range(len(LANES)), [LANE_NAMES[lane] for lane in reversed(LANES)])
+    axis.set_yticks(range(len(lanes)), [LANE_NAMES[lane] for lane in lanes])
     axis.set_xlim(0, timing.seconds)
     axis.set_xlabel("seconds; at the beginning AdamW still serves the step before")
     _tidy(axis)

@@ -7,8 +7,11 @@ as points in time. Steps follow each other until the distance between two of the
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from slideformer.plan.disk_queue import DiskQueue, Pending, Span
+
 STEPS = 4  # the first begins with nothing pending, and the last leaves its updates to the next; shown is the third
 BEFORE_BLOCKS = -1  # what the next forward needs before block 0
+LANES = ("compute", "h2d", "d2h", "adamw", "disk")
 STAGING = 2  # gradients that may leave the GPU while computation goes on
 
 
@@ -22,8 +25,11 @@ class StepWork:
         fetch, fetch_head, fetch_inputs: weights, and what a step begins with, to the GPU.
         send, send_head: gradients from the GPU.
         save, load: boundary activations to host memory and back, 0 where they stay.
-        update, update_head, update_table, update_rows: AdamW; a table's rows without a gradient from the embedding
-            are updated early. A tied head is the table, and has no update of its own.
+        update, update_head, update_table, update_rows: AdamW on the CPU, 0 where there is none; a table's rows without
+            a gradient from the embedding are updated early. A tied head is the table, and has no update of its own.
+        read, write: records of what is on disk before and after their update, 0 of the others.
+        resident: blocks (the first ones) that need no place in the window.
+        buffers: records that are in memory at once.
         depth: blocks in the window.
         slots: gradients that may wait for their update.
         clipping: no update before the last gradient has landed.
@@ -43,20 +49,26 @@ class StepWork:
     update_head: float
     update_table: float
     update_rows: float
+    read: list[float]
+    write: list[float]
+    resident: int
+    buffers: int
     depth: int
     slots: int
     clipping: bool
     tied: bool
 
-
-@dataclass(frozen=True)
-class Span:
-    """A piece of work on a lane ("compute", "h2d", "d2h", "adamw"), in seconds from the step's beginning."""
-
-    lane: str
-    what: str
-    start: float
-    stop: float
+    def busy_seconds(self) -> dict[str, float]:
+        """What each lane has to do in a step."""
+        r, again = self.resident, len(self.forward) - self.depth  # the last blocks are still there in backward
+        return {
+            "compute": sum(self.forward) + sum(self.backward) + self.head,
+            "h2d": sum(self.fetch[r:]) + sum(self.fetch[r : max(r, again)]) + self.fetch_head + self.fetch_inputs
+            + sum(self.load),
+            "d2h": sum(self.send[r:]) + self.send_head + sum(self.save),
+            "adamw": sum(self.update[r:]) + self.update_head + self.update_table + self.update_rows,
+            "disk": sum(self.read) + sum(self.write),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,8 +88,9 @@ class Schedule:
 
     @property
     def lanes(self) -> dict[str, float]:
-        """Busy seconds by lane."""
-        return {lane: self.busy_seconds(lane) for lane in ("compute", "h2d", "d2h", "adamw")}
+        """Busy seconds by lane; the disk is one where something is there."""
+        busy = {lane: self.busy_seconds(lane) for lane in LANES}
+        return {lane: seconds for lane, seconds in busy.items() if seconds or lane != "disk"}
 
 
 def play(work: StepWork) -> Schedule:
@@ -105,10 +118,14 @@ class Player:
 
     work: StepWork
     spans: list[Span] = field(default_factory=list)
-    free: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("compute", "h2d", "d2h", "adamw"), 0.0))
+    free: dict[str, float] = field(default_factory=lambda: dict.fromkeys(LANES, 0.0))
     fresh: dict[str, float] = field(default_factory=dict)
-    pending: list["Pending"] = field(default_factory=list)
+    pending: list[Pending] = field(default_factory=list)
     occupied: int = 0  # gradient slots of blocks whose update has not run
+    disk: DiskQueue = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.disk = DiskQueue(self.spans, self.work.buffers)
 
     def step(self) -> float:
         """One step; returns when its computation ends."""
@@ -130,11 +147,15 @@ class Player:
         inputs = self._run("h2d", "inputs", w.fetch_inputs, self._wait_fresh("embedding"))
         released: list[float] = []
         for i in range(n):
-            free = released[i - w.depth] if i >= w.depth else begun
-            there = self._run("h2d", f"fetch {i}", w.fetch[i], self._wait_fresh(f"block {i}"), free)
-            released.append(self._run("compute", f"forward {i}", w.forward[i], inputs, there))
+            there = 0.0
+            if (k := i - w.resident) >= 0:
+                free = released[k - w.depth] if k >= w.depth else begun
+                there = self._run("h2d", f"fetch {i}", w.fetch[i], self._wait_fresh(f"block {i}"), free)
+            done = self._run("compute", f"forward {i}", w.forward[i], inputs, there)
+            if k >= 0:
+                released.append(done)
             if w.save[i]:
-                self._run("d2h", f"save {i}", w.save[i], released[-1])
+                self._run("d2h", f"save {i}", w.save[i], done)
         return self._run("h2d", "fetch head", w.fetch_head, self._wait_fresh("embedding" if w.tied else "head"))
 
     def _head(self, arrived: float) -> float:
@@ -153,23 +174,36 @@ class Player:
         for i in reversed(range(n)):
             k = n - 1 - i
             loaded = self._run("h2d", f"load {i}", w.load[i]) if w.load[i] else 0.0
-            there = done if k < w.depth else self._run("h2d", f"fetch {i}", w.fetch[i], released[k - w.depth])
+            there = done
+            if k >= w.depth and i >= w.resident:
+                there = self._run("h2d", f"fetch {i}", w.fetch[i], released[k - w.depth])
             staged = left[k - STAGING] if k >= STAGING else 0.0
             released.append(self._run("compute", f"backward {i}", w.backward[i], loaded, there, staged))
-            room = self._wait_for_slot()
-            left.append(self._run("d2h", f"send {i}", w.send[i], released[-1], room))
-            self._submit(f"block {i}", w.update[i], i, left[-1])
+            left.append(released[-1] if i < w.resident else self._send_block(i, released[-1]))
         landed = self._run("d2h", "send rows", 0.0, released[-1])
         self._submit("embedding", w.update_rows, BEFORE_BLOCKS, landed)
         self._release_clipped(landed)
         return self.free["compute"]
 
+    def _send_block(self, i: int, computed: float) -> float:
+        w, room = self.work, self._wait_for_slot()
+        landed = self._run("d2h", f"send {i}", w.send[i], computed, room)
+        self._submit(f"block {i}", w.update[i], i, landed, w.read[i], w.write[i])
+        return landed
+
     # ---- the optimizer's thread
 
-    def _submit(self, unit: str, seconds: float, next_use: int, landed: float) -> None:
+    def _submit(
+        self, unit: str, seconds: float, next_use: int, landed: float, read: float = 0.0, write: float = 0.0
+    ) -> None:
+        if not seconds:
+            return  # nothing of it is trained, or not by the CPU
         runnable = float("inf") if self.work.clipping else landed
-        self.pending.append(Pending(unit, seconds, next_use, runnable))
+        update = Pending(unit, seconds, next_use, runnable, write)
+        self.pending.append(update)
         self.occupied += unit.startswith("block")
+        if read:
+            self.disk.expect(update, read, landed)
 
     def _release_clipped(self, landed: float) -> None:
         """The last gradient has landed, so the norm is known."""
@@ -191,23 +225,15 @@ class Player:
     def _update_next(self) -> float:
         """Of the updates that can run, the one whose unit is used first; else the one that can run first."""
         now = self.free["adamw"]
-        ready = [update for update in self.pending if update.runnable <= now]
-        first = min(ready, key=lambda u: u.next_use) if ready else min(self.pending, key=lambda u: u.runnable)
+        ready = [update for update in self.pending if update.ready <= now]
+        first = min(ready or self.pending, key=lambda u: (0.0 if ready else u.ready, u.next_use))
         self.pending.remove(first)
-        done = self._run("adamw", f"update {first.unit}", first.seconds, first.runnable)
+        done = self._run("adamw", f"update {first.unit}", first.seconds, first.ready)
+        if first.write:
+            self.disk.write_back(first, done)
         self.fresh[first.unit] = done
         self.occupied -= first.unit.startswith("block")
         return done
-
-
-@dataclass(eq=False)
-class Pending:
-    """An update that has not run."""
-
-    unit: str
-    seconds: float
-    next_use: int
-    runnable: float
 
 
 def play_in_turn(work: StepWork) -> Schedule:
@@ -225,6 +251,7 @@ def scaled(work: StepWork, factors: Mapping[str, float]) -> StepWork:
     lane_of = {
         "compute": ("forward", "backward", "head"), "h2d": ("fetch", "fetch_head", "fetch_inputs", "load"),
         "d2h": ("send", "send_head", "save"), "adamw": ("update", "update_head", "update_table", "update_rows"),
+        "disk": ("read", "write"),
     }  # fmt: skip
     values = dict(vars(work))
     for lane, factor in factors.items():

@@ -5,6 +5,8 @@ from typing import Literal
 
 import torch
 
+from slideformer.memory.disk_state import BUFFERS
+
 OptimizerState = Literal["fp32", "bf16"]
 
 
@@ -22,8 +24,10 @@ class Sizes:
         kept: layers (the last ones) whose forward is kept whole for backward; the others are recomputed.
         kept_outputs: layers (those before the kept ones) of which the expensive operators' outputs are kept.
         resident: layers (the first ones) whose durable state is in the device's memory, and updated there.
+        resident_gradients: whether the gradients of all that is resident may wait on the device for their update.
         resident_ends: whether that of embedding, head and what else is outside the blocks is there, too.
         disk_blocks: layers whose durable state, but for the weights that the device fetches, is on disk.
+        disk_buffers: records of these that are in host memory at once.
         optimizer_state: what the optimizer's moments are stored in.
         snapshot_units: units whose state may be held a second time, in host memory, while a checkpoint is written.
     """
@@ -38,8 +42,10 @@ class Sizes:
     kept: int = 0
     kept_outputs: int = 0
     resident: int = 0
+    resident_gradients: bool = False
     resident_ends: bool = False
     disk_blocks: int = 0
+    disk_buffers: int = BUFFERS
     optimizer_state: OptimizerState = "fp32"
     snapshot_units: int = 0
 
@@ -58,6 +64,15 @@ class Sizes:
     def boundaries_on_host(self, depth: int) -> int:
         """Of `depth` layers; a layer that is kept whole keeps its input, too."""
         return min(self.host_boundaries, depth - min(self.kept, depth))
+
+    def kept_of(self, depth: int) -> tuple[int, int]:
+        """Of `depth` layers: (those that are kept whole, those before them of which the expensive outputs are)."""
+        kept = min(self.kept, depth)
+        return kept, min(self.kept_outputs, depth - kept)
+
+    def slots_for(self, depth: int) -> int:
+        """Gradients of `depth` layers that may wait on the host."""
+        return min(self.gradient_slots, depth - min(self.resident, depth))
 
     @property
     def step_indices(self) -> int:

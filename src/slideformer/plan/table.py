@@ -24,7 +24,7 @@ def render(plan: "Plan") -> str:
         f"plan: {plan.model.parameters / 1e9:.3g}B parameters in {len(plan.model.blocks)} blocks, "
         f"{sizes.window_depth} in the window; {batch} of up to {sizes.max_length} tokens a step; "
         f"{kept} of {len(plan.model.blocks)} boundary activations stay on the device; "
-        f"{_recomputation(plan)}{_offloading(plan)}"
+        f"{_recomputation(plan)}{_residency(plan)}{_offloading(plan)}"
     ]
     return "\n".join([*lines, _tables(plan), *([render_timing(plan.timing)] if plan.timing else [])])
 
@@ -63,5 +63,15 @@ def _offloading(plan: "Plan") -> str:
 
 
 def _recomputation(plan: "Plan") -> str:
-    recomputed = len(plan.model.blocks) - plan.sizes.kept
-    return f"{recomputed or 'no'} blocks are recomputed"
+    blocks = len(plan.model.blocks)
+    kept, outputs = plan.sizes.kept_of(blocks)
+    in_part = f", {outputs} but for their matrix products and attention" if outputs else ""
+    return f"{blocks - kept - outputs or 'no'} blocks are recomputed{in_part}"
+
+
+def _residency(plan: "Plan") -> str:
+    sizes = plan.sizes
+    ends = "embedding and head" if sizes.resident_ends else ""
+    blocks = f"{sizes.resident} blocks" if sizes.resident else ""
+    resident = " and ".join(filter(None, [blocks, ends]))
+    return f"; {resident} are updated on the GPU, where their state stays" if resident else ""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from slideformer.layout import FlatLayout
-from slideformer.plan.footprint import ModelSizes
+from slideformer.plan.footprint import ModelSizes, records_on_disk
 from slideformer.plan.operations import ModelOperations, Operations, StepTokens
 from slideformer.plan.rates import ComputeRates, MachineRates
 from slideformer.plan.schedule import Schedule, StepWork, play, play_in_turn, scaled
@@ -18,8 +18,6 @@ HEAD_SUM_BYTES = 12  # a head weight and chunk: its gradient written and read, t
 LOSS_PASSES = 3  # over the logits: two that read, one that writes their gradient
 ROUNDS = 4  # until AdamW's rate and the copies' share of the step agree
 
-LANES = ("compute", "h2d", "d2h", "adamw")
-
 
 @dataclass(frozen=True)
 class StepTiming:
@@ -27,7 +25,7 @@ class StepTiming:
 
     Attributes:
         seconds: of a step.
-        lanes: busy seconds of "compute", "h2d", "d2h" and "adamw"; they overlap.
+        lanes: busy seconds of "compute", "h2d", "d2h", "adamw" and, if something is there, "disk"; they overlap.
         bound: the lane that shortens the step the most if it is twice as fast.
         tokens: of a step, without padding.
         steps: of the run.
@@ -79,18 +77,14 @@ def predict(
     Where the CPU computes, all lanes share its cores: a step is then the sum of them. With a GPU they overlap as the
     schedule says, and AdamW's rate lies between that alone and that under copies, by how busy the copies are.
     """
-    work = step_work(model, operations, sizes, tokens, rates, dtype, clipping)
+    work, schedule = settle(step_work(model, operations, sizes, tokens, rates, dtype, clipping), rates)
     play_on = play if rates.has_gpu else play_in_turn
-    schedule = play_on(work)
-    for _ in range(ROUNDS if rates.has_gpu else 0):
-        schedule = play(scaled(work, {"adamw": slowdown(rates, schedule)}))
-    work = scaled(work, {"adamw": slowdown(rates, schedule)})
-    faster = {lane: play_on(scaled(work, {lane: 0.5})).seconds for lane in LANES}
+    faster = {lane: play_on(scaled(work, {lane: 0.5})).seconds for lane in schedule.lanes}
     doubled = play_on(twice_the_tokens(work)).seconds
     return StepTiming(
         seconds=schedule.seconds,
         lanes=schedule.lanes,
-        bound=min(LANES, key=lambda lane: faster[lane]),
+        bound=min(faster, key=lambda lane: faster[lane]),
         tokens=tokens.tokens,
         steps=steps,
         break_even_tokens=tokens.computed * schedule.lanes["adamw"] / schedule.lanes["compute"],
@@ -101,15 +95,39 @@ def predict(
     )
 
 
+def settle(
+    work: StepWork, rates: MachineRates, guess: float | None = None, rounds: int = ROUNDS
+) -> tuple[StepWork, Schedule]:
+    """The work with AdamW as fast as it is beside such copies, and its schedule.
+
+    Args:
+        guess: seconds of the step, to begin with; None: those with AdamW as fast as it is alone.
+    """
+    if not rates.has_gpu:
+        return work, play_in_turn(work)
+    busy = work.busy_seconds()
+    copies, schedule = busy["h2d"] + busy["d2h"], None
+    seconds = guess or play(work).seconds
+    for _ in range(rounds):
+        settled = scaled(work, {"adamw": slowdown_at(rates, copies / (2 * seconds) if seconds else 0.0)})
+        schedule = play(settled)
+        seconds = schedule.seconds
+    assert schedule is not None
+    return settled, schedule
+
+
 def slowdown(rates: MachineRates, schedule: Schedule) -> float:
     """How much longer AdamW takes than alone: copies share the host's memory with it."""
-    under = rates.host.adamw_parameters_under_copies
+    lanes = schedule.lanes
+    return slowdown_at(rates, (lanes["h2d"] + lanes["d2h"]) / (2 * schedule.seconds))
+
+
+def slowdown_at(rates: MachineRates, share: float) -> float:
+    """The same where both directions of the link are busy for that share of the step, on average."""
+    under, alone = rates.host.adamw_parameters_under_copies, rates.host.adamw_parameters
     if under is None:
         return 1.0
-    lanes = schedule.lanes
-    share = min(1.0, (lanes["h2d"] + lanes["d2h"]) / (2 * schedule.seconds))
-    alone = rates.host.adamw_parameters
-    return alone / (alone + (under - alone) * share)
+    return alone / (alone + (under - alone) * min(1.0, share))
 
 
 def twice_the_tokens(work: StepWork) -> StepWork:
@@ -143,36 +161,69 @@ def step_work(
     rows = min(tokens.computed, model.vocabulary) * model.embedding_width
     tied = model.head == model.embedding
     row_update = min(rows, table.trained_numel)
+    ends = 0.0 if sizes.resident_ends else 1.0  # of what embedding and head take elsewhere
+    at_ends = [] if ends else [head, *([] if tied else [table])]
+    records = records_on_disk(model, sizes, dtype) if rates.disk else {}
+    on_disk = [records.get(unit, 0) for unit in model.blocks]
 
     def seconds_of(operations: Operations) -> float:
         return block_seconds(operations, tokens, sizes.micro_batches, rates.compute, name, rates.has_gpu)
 
-    forward = [seconds_of(block.forward) for block in operations.blocks]
+    forward = [seconds_of(as_called(block.forward, i, n, sizes)) for i, block in enumerate(operations.blocks)]
     backward = [
-        seconds_of(block.backward) + (forward[i] if i < n - sizes.kept else 0.0)
+        seconds_of(block.backward) + seconds_of(again_in_backward(block.forward, i, n, sizes))
         + _accumulation_seconds(layouts[i], sizes, rates.compute)
+        + (update_on_device(layouts[i], sizes, rates.compute) if i < sizes.resident else 0.0)
         for i, block in enumerate(operations.blocks)
     ]  # fmt: skip
     return StepWork(
         forward=forward,
         backward=backward,
-        head=head_seconds(operations.head_parameters, model.vocabulary, tokens, sizes, rates.compute, dtype),
+        head=head_seconds(operations.head_parameters, model.vocabulary, tokens, sizes, rates.compute, dtype)
+        + sum(update_on_device(layout, sizes, rates.compute) for layout in at_ends),
         fetch=[layout.numel * dtype.itemsize / h2d for layout in layouts],
-        fetch_head=head.numel * dtype.itemsize / h2d,
-        fetch_inputs=rows * dtype.itemsize / h2d,
+        fetch_head=ends * head.numel * dtype.itemsize / h2d,
+        fetch_inputs=ends * rows * dtype.itemsize / h2d,
         send=[layout.trained_numel * dtype.itemsize / d2h for layout in layouts],
-        send_head=head.trained_numel * dtype.itemsize / d2h,
+        send_head=ends * head.trained_numel * dtype.itemsize / d2h,
         save=[boundary / d2h if i < on_host else 0.0 for i in range(n)],
         load=[boundary / h2d if i < on_host else 0.0 for i in range(n)],
         update=[layout.trained_numel / adamw for layout in layouts],
-        update_head=0.0 if tied else head.trained_numel / adamw,
-        update_table=(table.trained_numel - row_update) / adamw,
-        update_rows=row_update / adamw,
+        update_head=0.0 if tied else ends * head.trained_numel / adamw,
+        update_table=ends * (table.trained_numel - row_update) / adamw,
+        update_rows=ends * row_update / adamw,
+        read=[size / rates.disk.read_bytes if rates.disk else 0.0 for size in on_disk],
+        write=[size / rates.disk.write_bytes if rates.disk else 0.0 for size in on_disk],
+        resident=min(sizes.resident, n),
+        buffers=sizes.disk_buffers,
         depth=min(sizes.window_depth, n),
-        slots=sizes.gradient_slots,
+        slots=max(1, sizes.slots_for(n)),
         clipping=clipping,
         tied=tied,
     )
+
+
+def again_in_backward(forward: Operations, i: int, blocks: int, sizes: Sizes) -> Operations:
+    """What of block i's forward its backward repeats: all, what is between the expensive operators, or nothing."""
+    kept, outputs = sizes.kept_of(blocks)
+    if i >= blocks - kept:
+        return Operations(0.0, 0.0, 0.0)
+    if i >= blocks - kept - outputs:
+        return replace(as_called(forward, i, blocks, sizes), matmul_flops=0.0, attention_flops=0.0)
+    return forward
+
+
+def as_called(forward: Operations, i: int, blocks: int, sizes: Sizes) -> Operations:
+    """Block i's forward as the host calls it: where expensive outputs are picked out, each operator goes through Python
+    once more, which takes about as long as the call itself."""
+    kept, outputs = sizes.kept_of(blocks)
+    return replace(forward, calls=2 * forward.calls) if 0 < blocks - kept - i <= outputs else forward
+
+
+def update_on_device(layout: FlatLayout, sizes: Sizes, rates: ComputeRates) -> float:
+    """AdamW where the state is in the GPU's memory: both planes and moments are read and written, the gradient read."""
+    each = 2 * (4 + 2 * sizes.moment_dtype.itemsize) + 2
+    return layout.trained_numel * each / rates.memory_bytes
 
 
 def block_seconds(

@@ -1,0 +1,128 @@
+"""Outputs of the expensive operators of a block: recorded in its forward, handed out when it is run again.
+
+A block that is run again with them computes no matrix product and no attention twice. The rest of it (norms, rotary
+embedding, activations, casts) costs a few passes over memory, and most of what it makes need not be held.
+
+What is expensive is said by operator, below autograd, so no model is known here. `torch.utils.checkpoint` has selective
+contexts for the same purpose; these hold no more than an operator's results and need no policy at each call.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+EXPENSIVE = frozenset({
+    "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_mm", "aten::_grouped_mm",
+    "aten::_scaled_grouped_mm", "aten::convolution",
+    "aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_scaled_dot_product_fused_attention_overrideable", "aten::_flash_attention_forward",
+    "aten::_efficient_attention_forward", "aten::_cudnn_attention_forward", "torch_attn::_varlen_attn",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one call of an operator gave, and how it was at that time.
+
+    Attributes:
+        saved: tensors that autograd had saved when the operator was called.
+        versions: of the tensors among `values`, which change if one of them is written to.
+    """
+
+    operator: Any
+    values: tuple[Any, ...]
+    is_tuple: bool
+    saved: int
+    versions: tuple[int, ...]
+
+    @property
+    def unchanged(self) -> bool:
+        return self.versions == _versions(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(value.nbytes for value in self.values if isinstance(value, Tensor))
+
+
+class Recorder(TorchDispatchMode):
+    """Holds what the expensive operators that run within give.
+
+    Args:
+        saved: how many tensors autograd has saved so far.
+    """
+
+    def __init__(self, saved: Callable[[], int]):
+        super().__init__()
+        self._saved = saved
+        self._results: list[Results] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if is_expensive(func, args, kwargs):
+            is_tuple = isinstance(result, tuple | list)
+            values = tuple(map(_held, result if is_tuple else (result,)))
+            self._results.append(Results(func, values, is_tuple, self._saved(), _versions(values)))
+        return result
+
+    def take(self) -> deque[Results]:
+        """What backward will need: without what came behind the last tensor that it asks for. Empty if a result was
+        written to, so that it is not what the operator gave: then all is computed again."""
+        last, results = self._saved(), self._results
+        self._results = []
+        if not all(result.unchanged for result in results):
+            return deque()
+        return deque(result for result in results if result.saved < last)
+
+
+class Repeater(TorchDispatchMode):
+    """Hands out recorded results in place of running the operators again, in the same order."""
+
+    def __init__(self, results: deque[Results]):
+        super().__init__()
+        self._results = results
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self._results or not is_expensive(func, args, kwargs):
+            return func(*args, **(kwargs or {}))
+        result = self._results.popleft()
+        if result.operator is not func:
+            raise RuntimeError(f"a block called {result.operator} in forward and {func} when it was run again")
+        return result.values if result.is_tuple else result.values[0]
+
+
+def is_expensive(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the results are worth holding. Attention with dropout is not left out, so that the random numbers of what
+    follows it are those of forward."""
+    place = _dropout_place(func) if func._schema.name in EXPENSIVE else NOT_EXPENSIVE
+    if place is None or place == NOT_EXPENSIVE:
+        return place is None
+    return not (args[place] if place < len(args) else (kwargs or {}).get("dropout_p", 0.0))
+
+
+NOT_EXPENSIVE = -1
+
+
+@cache
+def _dropout_place(func: Any) -> int | None:
+    names = [argument.name for argument in func._schema.arguments]
+    return names.index("dropout_p") if "dropout_p" in names else None
+
+
+def _held(value: Any) -> Any:
+    """The same memory without the graph that autograd attaches to what an operator returns; written to at the same
+    time. Below autograd only this guard makes versions count together."""
+    if not isinstance(value, Tensor):
+        return value
+    with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
+        return value.detach()
+
+
+def _versions(values: tuple[Any, ...]) -> tuple[int, ...]:
+    return tuple(value._version for value in values if isinstance(value, Tensor))
