@@ -1,41 +1,35 @@
-"""The baseline: everything on the GPU, Liger kernels, full recomputation, fused AdamW over an fp32 master."""
+"""The baseline: everything on the GPU, Liger kernels, full recomputation, fused AdamW over an fp32 master.
+
+The other baselines train the same model, built here.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
 from slideformer.kernels.attention import preferred_attention
 
 GROUP_ELEMENTS = 500_000_000  # gradients cast to fp32 at a time
+MASTER = "fp32 on the GPU, bf16 weights"
+
+Step = Callable[[Tensor, int], Tensor]
 
 
-def build(config: Any, recompute: bool = True) -> Callable[[Tensor, int], Tensor]:
+def build(config: Any, device: torch.device, recompute: bool = True) -> Step:
     """A function that takes token ids [b, t] and a number of micro-batches, trains one step and returns the loss."""
-    from liger_kernel.transformers.monkey_patch import (  # pyright: ignore[reportMissingImports]
-        _apply_liger_kernel_to_instance,
-    )
-
-    with torch.device("cuda"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa").train()
-    _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=True)
+    model = random_model(config, device, torch.bfloat16)
     if recompute:
-        for block in model.model.layers:
-            block.forward = _recomputed(block.forward)
+        recompute_blocks(model)
     groups = _groups(list(model.parameters()))
     state = [[_fp32(group, 1.0), _fp32(group, 0.0), _fp32(group, 0.0)] for group in groups]
-    steps = [[torch.zeros((), device="cuda") for _ in group] for group in groups]
+    steps = [[torch.zeros((), device=device) for _ in group] for group in groups]
 
     def step(ids: Tensor, micro_batches: int = 1) -> Tensor:
-        total = torch.zeros((), device="cuda")
-        with preferred_attention(ids.device):
-            for part in ids.chunk(micro_batches):
-                loss = model(input_ids=part, labels=part, use_cache=False).loss / micro_batches
-                loss.backward()
-                total += loss.detach()
+        total = backward(model, ids, micro_batches)
         for group, (master, exp_avg, exp_avg_sq), counts in zip(groups, state, steps, strict=True):
             gradients = [p.grad.float() for p in group if p.grad is not None]
             torch._foreach_add_(counts, 1)  # pyright: ignore[reportPrivateImportUsage]
@@ -49,6 +43,37 @@ def build(config: Any, recompute: bool = True) -> Callable[[Tensor, int], Tensor
         return total
 
     return step
+
+
+def random_model(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model with random weights, and on a GPU with Liger's kernels, its linear cross-entropy among them."""
+    torch.manual_seed(0)
+    with device:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa").train()
+    if device.type == "cuda":
+        from liger_kernel.transformers.monkey_patch import (  # pyright: ignore[reportMissingImports]
+            _apply_liger_kernel_to_instance,
+        )
+
+        _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=True)
+    return model
+
+
+def recompute_blocks(model: Any) -> None:
+    """Every block keeps only its input."""
+    for block in model.model.layers:
+        block.forward = _recomputed(block.forward)
+
+
+def backward(model: nn.Module, ids: Tensor, micro_batches: int) -> Tensor:
+    """Gradients of the mean loss of all micro-batches, added up; returns that loss."""
+    total = torch.zeros((), device=ids.device)
+    with preferred_attention(ids.device):
+        for part in ids.chunk(micro_batches):
+            loss = model(input_ids=part, labels=part, use_cache=False).loss / micro_batches
+            loss.backward()
+            total += loss.detach()
+    return total
 
 
 def _fp32(group: list[Tensor], scale: float) -> list[Tensor]:

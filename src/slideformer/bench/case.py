@@ -1,0 +1,45 @@
+"""What one measurement is asked to do: plain values, so that a fresh process can be told."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from slideformer.plan.sizes import OptimizerState
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training step to measure, over random tokens without padding.
+
+    Attributes:
+        model: a name of `SHAPES`, or a model directory or hub id, of which only the configuration is read.
+        sequences, length: of a step.
+        steps, warm_up: that count, and that are done before.
+        gpu_budget_bytes, host_budget_bytes: None: what is free.
+        micro_batch_size, window_depth, threads: None: chosen.
+        matmul_flops: of this machine per second, sustained; None: measured first.
+        trace: a file for the counted steps' trace; None: no trace.
+    """
+
+    model: str
+    sequences: int
+    length: int
+    steps: int = 4
+    warm_up: int = 2
+    gpu_budget_bytes: int | None = None
+    host_budget_bytes: int | None = None
+    clipping: bool = False
+    micro_batch_size: int | None = None
+    window_depth: int | None = None
+    threads: int | None = None
+    optimizer_state: OptimizerState = "fp32"
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    matmul_flops: float | None = None
+    trace: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.sequences * self.length
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)

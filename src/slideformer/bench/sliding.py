@@ -1,0 +1,181 @@
+"""Measures the sliding engine on one case: builds it with random weights, trains a few steps, reads the counters."""
+
+import time
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from slideformer.bench.case import Case
+from slideformer.bench.model_flops import step_flops
+from slideformer.bench.shapes import SHAPES
+from slideformer.data.batches import Batch, collate
+from slideformer.data.examples import Example
+from slideformer.engine.engine import Engine, StepResult
+from slideformer.engine.measure import measure_work, model_sizes
+from slideformer.engine.operations import count_operations
+from slideformer.engine.pretrained import device_and_dtype
+from slideformer.engine.random_weights import random_weights
+from slideformer.kernels.liger import apply_liger, choose_kernels
+from slideformer.measured_lanes import BusySpans, measured, take_spans
+from slideformer.metrics import host_peak_bytes
+from slideformer.models.architecture import Decoder
+from slideformer.models.hub import read_config, resolve
+from slideformer.optim.adamw import AdamWStep
+from slideformer.plan.machine import Machine, resident_bytes
+from slideformer.plan.operations import ModelOperations, full_step
+from slideformer.plan.pace import pace_of_full_steps
+from slideformer.plan.planner import Plan, Workload, make_plan
+from slideformer.plan.probe import event_seconds, matmul_rate, wall_seconds
+from slideformer.plan.rates import cached_rates
+from slideformer.plan.timing import NAMES, predict
+from slideformer.streams import lanes_for
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Tokens per second, bytes planned and measured, busy lanes, MFU; see `slideformer.bench.table` for the names.
+
+    Raises:
+        DoesNotFit: the plan says so.
+        torch.OutOfMemoryError: the plan was wrong: a GPU budget is enforced.
+    """
+    bench = Subject(case)
+    enforce(case.gpu_budget_bytes)
+    plan = bench.plan(case.sequences)
+    started = time.perf_counter()
+    lanes = measured(lanes_for(bench.device))
+    with Engine(bench.decoder, plan.sizes, bench.dtype, lanes, threads=case.threads) as engine:
+        engine.load(random_weights(engine, bench.config, 0))
+        loading = time.perf_counter() - started
+        results, elapsed, busy = bench.train(engine)
+        return {
+            **bench.speed(elapsed, busy, results[-1].optimizer_seconds),
+            **_bytes(bench.device, plan),
+            "loading_seconds": loading,
+            "losses": [results[0].loss, results[-1].loss],
+            "plan": plan.as_json()["sizes"],
+            "planned": plan.timing and plan.timing.as_json(),
+        }
+
+
+class Subject:
+    """The model of a case taken apart, and how it is trained."""
+
+    def __init__(self, case: Case):
+        self.case = case
+        self.config = model_config(case.model)
+        self.device, self.dtype = device_and_dtype(case.device, "auto")
+        self.matmul_flops = case.matmul_flops or measured_matmul_flops(self.device, self.dtype)
+        self.fused = choose_kernels("auto", self.device.type) == "liger"
+        self.decoder = Decoder(self.config, self.device, "sdpa", apply_liger if self.fused else None)
+
+    @cached_property
+    def operations(self) -> ModelOperations | None:
+        plain = Decoder(self.config, torch.device("cpu"), "sdpa")
+        return count_operations(plain, self.dtype, self.fused)
+
+    def plan(self, sequences: int) -> Plan:
+        """The plan for steps of so many sequences, with seconds where this machine was probed.
+
+        Raises:
+            DoesNotFit: there is none.
+        """
+        case = self.case
+        workload = Workload(
+            sequences, case.length, case.clipping, case.micro_batch_size, case.window_depth,
+            optimizer_state=case.optimizer_state,
+        )  # fmt: skip
+        machine, rates = Machine.measure(self.device), cached_rates()
+        if rates is not None and rates.has_gpu != (self.device.type != "cpu"):
+            rates = None
+        pace = pace_of_full_steps(self.operations, rates, sequences, case.length, self.dtype, case.clipping)
+        plan = make_plan(
+            model_sizes(self.decoder), measure_work(self.decoder, case.length, self.dtype), workload, self.dtype,
+            case.host_budget_bytes or machine.host_bytes, machine.allocatable_bytes(case.gpu_budget_bytes),
+            resident_bytes(), None, pace,
+        )  # fmt: skip
+        if pace is None:
+            return plan
+        tokens = full_step(sequences, case.length)
+        timing = predict(plan.model, pace.operations, plan.sizes, tokens, pace.rates, self.dtype, case.clipping, 1)
+        return replace(plan, timing=timing)
+
+    def batch(self, step: int) -> Batch:
+        """Random tokens, all of them trained."""
+        generator = torch.Generator().manual_seed(step)
+        shape = (self.case.sequences, self.case.length)
+        ids = torch.randint(0, self.decoder.vocabulary, shape, generator=generator, dtype=torch.int32)
+        return collate([Example(k, row, row) for k, row in enumerate(ids)], 0)
+
+    def train(self, engine: Engine) -> tuple[list[StepResult], float, BusySpans]:
+        """(all results, seconds from the first counted step until the last update has run, lanes in that time)."""
+        case, results = self.case, []
+        batches = [self.batch(step) for step in range(1, case.warm_up + case.steps + 1)]
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        begun = time.perf_counter()
+        for step, batch in enumerate(batches, 1):
+            if step == case.warm_up + 1:
+                engine.drain()
+                take_spans(engine.lanes)
+                begun = time.perf_counter()
+            hyper = AdamWStep(1e-5, 0.9, 0.999, 1e-8, 0.0, step)
+            results.append(engine.train_step(batch, hyper, 1.0 if case.clipping else None))
+        engine.drain()
+        elapsed = time.perf_counter() - begun
+        return results, elapsed, take_spans(engine.lanes)
+
+    def speed(self, elapsed: float, busy: BusySpans, optimizer_seconds: float) -> dict[str, Any]:
+        case, seconds = self.case, elapsed / self.case.steps
+        return {
+            "tokens_per_second": case.tokens / seconds,
+            "step_seconds": seconds,
+            "mfu": self.mfu(seconds),
+            "matmul_flops": self.matmul_flops,
+            "compute_busy": busy.compute_seconds / elapsed,
+            "h2d_busy": busy.h2d_seconds / elapsed,
+            "d2h_busy": busy.d2h_seconds / elapsed,
+            "optimizer_seconds": optimizer_seconds,
+        }
+
+    def mfu(self, step_seconds: float) -> float | None:
+        """Model operations per second over the measured matmul rate; None for a model that is not counted."""
+        if self.operations is None:
+            return None
+        tokens = full_step(self.case.sequences, self.case.length)
+        return step_flops(self.operations, tokens) / step_seconds / self.matmul_flops
+
+
+def model_config(model: str) -> Any:
+    """The configuration of a shape, or of a model directory or hub id."""
+    return SHAPES[model]() if model in SHAPES else read_config(resolve(model))
+
+
+def measured_matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Per second, sustained; measured by the probe, or now."""
+    rates = cached_rates()
+    if rates is not None and rates.has_gpu == (device.type != "cpu") and NAMES[dtype] in rates.compute.matmul_flops:
+        return rates.compute.matmul_flops[NAMES[dtype]]
+    return matmul_rate(device, dtype, event_seconds if device.type == "cuda" else wall_seconds)
+
+
+def enforce(gpu_budget_bytes: int | None) -> None:
+    """PyTorch refuses what is beyond the budget."""
+    if gpu_budget_bytes and torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gpu_budget_bytes / total))
+
+
+def _bytes(device: torch.device, plan: Plan) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "parameters": plan.model.parameters,
+        "host_peak_bytes": host_peak_bytes(),
+        "host_planned_bytes": plan.host_peak_bytes,
+    }
+    if device.type == "cuda":
+        result["gpu_allocated_bytes"] = torch.cuda.max_memory_allocated()
+        result["gpu_reserved_bytes"] = torch.cuda.max_memory_reserved()
+        result["gpu_planned_bytes"] = plan.device_peak_bytes
+    return result
