@@ -6,9 +6,9 @@
 
 Each case runs in a process of its own; an error or a timeout is a result. A budget is the sliding engine's, and
 enforced; the name of another system as budget is what that system reserved with as many sequences. Without
-`--largest-batch` the other systems may use the whole GPU. Tokens per second are those of the counted steps, up to the last
-update; no token is padding. MFU counts the model's operations (causal attention, nothing recomputed) over the matmul rate
-measured in this run.
+`--largest-batch` the other systems may use the whole GPU. Tokens per second are those of the counted steps, up to the
+last update; no token is padding. MFU counts the model's operations (causal attention, nothing recomputed) over the
+matmul rate measured in this run.
 """
 
 import argparse

@@ -116,8 +116,9 @@ class Turns:
         return [end - begin for begin, end in pairwise(ends)]
 
     def alone(self) -> dict[str, float]:
-        seconds = self.steps(self.case.arguments.steps)
-        return {"seconds": sum(seconds), "median_step": median(seconds), "longest_step": max(seconds)}
+        arguments = self.case.arguments
+        seconds = self.steps(arguments.steps_alone or arguments.steps)
+        return {"seconds": sum(seconds) * arguments.steps / len(seconds), "median_step": median(seconds), "longest_step": max(seconds)}
 
     def meanwhile(self) -> dict[str, float]:
         self._make_room()
@@ -159,7 +160,7 @@ def save(arguments: argparse.Namespace) -> dict[str, Any]:
         engine.load(random_weights(engine, case.config, 0))
         turns = Turns(case, engine, Path(arguments.directory))
         turns.steps(arguments.warm_up)
-        kinds = ("alone", "meanwhile", "still")
+        kinds = ("alone", "meanwhile") if arguments.without_still else ("alone", "meanwhile", "still")
         found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
         for _ in range(arguments.rounds):
             for kind in kinds:
@@ -174,7 +175,7 @@ def save(arguments: argparse.Namespace) -> dict[str, Any]:
         "copies_bytes": plan.host["checkpoint copies"],
         "alone_seconds": alone,
         "overhead_meanwhile": mean(turn["seconds"] for turn in found["meanwhile"]) / alone - 1,
-        "overhead_still": mean(turn["seconds"] for turn in found["still"]) / alone,
+        "overhead_still": mean(turn["seconds"] for turn in found["still"]) / alone if found.get("still") else None,
         "host_peak_gib": host_peak_bytes() / GIB,
         "turns": found,
     }
@@ -211,13 +212,15 @@ def told(result: dict[str, Any]) -> str:
         seconds = median(turn[key] for turn in turns[kind])
         return f"{seconds:.2f} s ({gigabytes / seconds:.2f} GB/s)"
 
+    still, still_overhead = "not measured", "not measured"
+    if turns.get("still"):
+        still, still_overhead = save("still", "seconds"), f"{result['overhead_still']:+.2%}"
     return (
         f"{result['parameters'] / 1e9:.3g}B parameters, checkpoint {gigabytes:.3g} GB, copies of "
         f"{result['snapshot_units']} of {result['units']} units, host peak {result['host_peak_gib']:.1f} GiB\n"
         f"step alone {steps('alone')}, meanwhile {steps('meanwhile')}\n"
-        f"save still {save('still', 'seconds')}, meanwhile {save('meanwhile', 'save_seconds')}\n"
-        f"overhead of one save a turn: meanwhile {result['overhead_meanwhile']:+.2%}, "
-        f"still {result['overhead_still']:+.2%}\n"
+        f"save meanwhile {save('meanwhile', 'save_seconds')}, {still} at a standstill\n"
+        f"overhead of one save a turn: meanwhile {result['overhead_meanwhile']:+.2%}, {still_overhead} at a standstill\n"
         f"from the start to the first resumed step: {resumed['until_first_step']:.1f} s "
         f"({', '.join(f'{key} {value:.1f}' for key, value in resumed.items())})"
     )
@@ -237,6 +240,8 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--steps", type=int, default=50, help="between two checkpoints")
+    parser.add_argument("--steps-alone", type=int, help="fewer for the comparison, to save time; by default as many")
+    parser.add_argument("--without-still", action="store_true")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--warm-up", type=int, default=3)
     parser.add_argument("--gpu-budget", help="such as 24GiB")

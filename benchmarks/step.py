@@ -118,7 +118,7 @@ def resident(case: dict[str, Any]) -> dict[str, Any]:
 
     torch.manual_seed(0)
     config = SHAPES[case["shape"]]()
-    step = baseline.build(config, recompute=case["recompute"])
+    step = baseline.build(config, torch.device("cuda"), recompute=case["recompute"])
     torch.cuda.reset_peak_memory_stats()
     micro = max(1, case["sequences"] // (case["micro_batch_size"] or 8))
     losses = []

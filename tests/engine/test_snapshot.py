@@ -51,17 +51,24 @@ class Run:
     copies: int  # units there is memory for
     on_disk: int = 0
     seed: int | None = None
+    resident: int | None = None  # blocks, with embedding and head; None: nothing is, and all is fp32
 
     @property
     def sizes(self) -> Sizes:
-        sizes = CLIPPED if self.max_norm else TIGHT
-        return replace(sizes, snapshot_units=self.copies, disk_blocks=self.on_disk)
+        sizes = replace(CLIPPED if self.max_norm else TIGHT, snapshot_units=self.copies, disk_blocks=self.on_disk)
+        if not self.resident:
+            return sizes
+        return replace(sizes, resident=self.resident, resident_ends=True, resident_gradients=self.max_norm is not None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.resident is None else torch.bfloat16
 
     @contextmanager
     def engine(self, directory: Path) -> Iterator[Engine]:
         of = tiny(self.family)
         start = dict(of.model.named_parameters())
-        with Engine(of.decoder, self.sizes, torch.float32, self.lanes, threads=1, offload_dir=directory) as engine:
+        with Engine(of.decoder, self.sizes, self.dtype, self.lanes, threads=1, offload_dir=directory) as engine:
             engine.load((u, {n: start[n].detach() for n in names}) for u, names in engine.parameter_groups().items())
             yield engine
 
@@ -81,11 +88,11 @@ def tiny(family: str) -> Subject:
 
 
 @cache
-def at_a_standstill(family: str, max_norm: float | None) -> tuple[Files, States]:
+def at_a_standstill(family: str, max_norm: float | None, resident: int | None = None) -> tuple[Files, States]:
     """What a checkpoint holds for which training stands still, and the states at the end."""
     from tempfile import TemporaryDirectory
 
-    run = Run(family, max_norm, 0)
+    run = Run(family, max_norm, 0, resident=resident)
     with TemporaryDirectory() as directory, run.engine(Path(directory)) as engine:
         run.train(engine, 0, SAVED)
         files = contents(write_checkpoint(Path(directory), SAVED, FACTS, engine.unit_states()))
@@ -116,13 +123,15 @@ TIMINGS = [
     *(Run("qwen3", norm, copies, on_disk=4) for norm in (None, 0.5) for copies in (9, 0)),
     *(Run(("qwen3", "mistral")[k % 2], (None, 0.5)[k // 2 % 2], (9, 2, 0)[k % 3], seed=k) for k in range(12)),
     *(Run("qwen3", (None, 0.5)[k % 2], (9, 1, 0)[k % 3], on_disk=6, seed=k) for k in range(6)),
+    *(Run(family, norm, 9, resident=4) for family in ("qwen3", "mistral") for norm in (None, 0.5)),
+    *(Run("qwen3", norm, copies, resident=BLOCKS) for norm in (None, 0.5) for copies in (1, 0)),
 ]
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("run", TIMINGS, ids=str)
 def test_the_checkpoint_and_the_training_are_those_of_a_standstill(run: Run, tmp_path: Path):
-    files, states = at_a_standstill(run.family, run.max_norm)
+    files, states = at_a_standstill(run.family, run.max_norm, None if run.resident is None else 0)
     with run.engine(tmp_path) as engine:
         run.train(engine, 0, SAVED)
         with saving_meanwhile(engine, tmp_path) as paths:
@@ -139,21 +148,24 @@ def nobody_goes_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("nobody_goes_ahead")
 @pytest.mark.parametrize("max_norm", [None, 0.5])
 @pytest.mark.parametrize("on_disk", [0, 4])
+@pytest.mark.parametrize("resident", [None, 4, BLOCKS])
 @pytest.mark.parametrize("guarded", [True, False])
 def test_a_unit_is_taken_before_its_update(
-    max_norm: float | None, on_disk: int, guarded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    max_norm: float | None, on_disk: int, resident: int | None, guarded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """With the writer so late that all steps are over, only the optimizer can have kept what was there."""
     if not guarded:
         monkeypatch.setattr(Updates, "about_to_change", lambda *_: None)
-    run = Run("qwen3", max_norm, ALL_UNITS, on_disk)
+    if resident and on_disk:
+        pytest.skip("few blocks are left for the disk")
+    run = Run("qwen3", max_norm, ALL_UNITS, on_disk, resident=resident)
     with run.engine(tmp_path) as engine:
         run.train(engine, 0, SAVED)
         snapshot = engine.begin_snapshot()
         run.train(engine, SAVED, LAST)
         engine.drain()
         found = contents(write_checkpoint(tmp_path, SAVED, FACTS, snapshot.unit_states()))
-    expected = at_a_standstill("qwen3", max_norm)[0]
+    expected = at_a_standstill("qwen3", max_norm, None if resident is None else 0)[0]
     same = {unit for unit in expected if found[unit] == expected[unit]}
     assert same == (expected.keys() if guarded else set())
 

@@ -23,7 +23,9 @@ def run_fresh(command: Sequence[str], timeout_seconds: float) -> dict[str, Any]:
         timeout_seconds: after which the process is killed.
 
     Returns:
-        The last JSON object that the process printed on a line of its own; or "error": the last lines of its error output, or that it took too long. In both cases also "host_taken_bytes": how much less host memory was free at most than when it began.
+        The last JSON object that the process printed on a line of its own; or "error": the last lines of its error
+        output, or that it took too long. In both cases also "host_taken_bytes": how much less host memory was free at
+        most than when it began.
     """
     with tempfile.TemporaryFile("w+") as errors, MemoryWatch() as memory:
         result = _run(command, timeout_seconds, errors)
