@@ -118,7 +118,11 @@ class Turns:
     def alone(self) -> dict[str, float]:
         arguments = self.case.arguments
         seconds = self.steps(arguments.steps_alone or arguments.steps)
-        return {"seconds": sum(seconds) * arguments.steps / len(seconds), "median_step": median(seconds), "longest_step": max(seconds)}
+        return {
+            "seconds": sum(seconds) * arguments.steps / len(seconds),
+            "median_step": median(seconds),
+            "longest_step": max(seconds),
+        }
 
     def meanwhile(self) -> dict[str, float]:
         self._make_room()
@@ -220,7 +224,8 @@ def told(result: dict[str, Any]) -> str:
         f"{result['snapshot_units']} of {result['units']} units, host peak {result['host_peak_gib']:.1f} GiB\n"
         f"step alone {steps('alone')}, meanwhile {steps('meanwhile')}\n"
         f"save meanwhile {save('meanwhile', 'save_seconds')}, {still} at a standstill\n"
-        f"overhead of one save a turn: meanwhile {result['overhead_meanwhile']:+.2%}, {still_overhead} at a standstill\n"
+        f"overhead of one save a turn: meanwhile {result['overhead_meanwhile']:+.2%}, "
+        f"at a standstill {still_overhead}\n"
         f"from the start to the first resumed step: {resumed['until_first_step']:.1f} s "
         f"({', '.join(f'{key} {value:.1f}' for key, value in resumed.items())})"
     )

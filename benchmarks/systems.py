@@ -101,7 +101,7 @@ def peaks() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["gpu_allocated_bytes"] = torch.cuda.max_memory_allocated()
         found["gpu_reserved_bytes"] = torch.cuda.max_memory_reserved()
-        found["pinned_bytes"] = torch.cuda.host_memory_stats().get("allocated_bytes.peak", 0)
+        found["pinned_bytes"] = getattr(torch.cuda, "host_memory_stats", dict)().get("allocated_bytes.peak", 0)
     return found
 
 

@@ -151,7 +151,12 @@ def nobody_goes_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("resident", [None, 4, BLOCKS])
 @pytest.mark.parametrize("guarded", [True, False])
 def test_a_unit_is_taken_before_its_update(
-    max_norm: float | None, on_disk: int, resident: int | None, guarded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    max_norm: float | None,
+    on_disk: int,
+    resident: int | None,
+    guarded: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """With the writer so late that all steps are over, only the optimizer can have kept what was there."""
     if not guarded:
@@ -231,14 +236,14 @@ def test_engine_refuses_a_second_snapshot_at_once(tmp_path: Path):
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("copies", [ALL_UNITS, 1, 0])
 def test_a_writer_that_fails_holds_nobody_up(copies: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    run = Run("qwen3", None, copies)
+    run, states = Run("qwen3", None, copies), at_a_standstill("qwen3", None)[1]
     monkeypatch.setattr("slideformer.storage.checkpoint.write_tensors", _full_disk)
     with run.engine(tmp_path) as engine:
         run.train(engine, 0, SAVED)
         with pytest.raises(CheckpointError, match="No space left"), saving_meanwhile(engine, tmp_path):
             pass
         run.train(engine, SAVED, LAST)
-        assert differences(states_of(engine), at_a_standstill("qwen3", None)[1]) == []
+        assert differences(states_of(engine), states) == []
 
 
 def _full_disk(*_: object) -> None:
