@@ -169,6 +169,7 @@ def save(arguments: argparse.Namespace) -> dict[str, Any]:
         for _ in range(arguments.rounds):
             for kind in kinds:
                 found[kind].append(getattr(turns, kind)())
+                print(f"{kind}: {found[kind][-1]}", file=sys.stderr, flush=True)  # all there is if time runs out
     (path,) = find_checkpoints(Path(arguments.directory))
     alone = mean(turn["seconds"] for turn in found["alone"])
     return {
