@@ -26,6 +26,7 @@ class Sizes:
         resident_ends: whether that of embedding, head and what else is outside the blocks is there, too.
         disk_blocks: layers whose durable state, but for the weights that the device fetches, is on disk.
         optimizer_state: what the optimizer's moments are stored in.
+        head_shards: shards of the vocabulary in which the head passes the device; 1: it is there as a whole.
     """
 
     window_depth: int
@@ -42,6 +43,7 @@ class Sizes:
     resident_ends: bool = False
     disk_blocks: int = 0
     optimizer_state: OptimizerState = "fp32"
+    head_shards: int = 1
 
     @property
     def moment_dtype(self) -> torch.dtype:
