@@ -81,7 +81,7 @@ class Decoder:
     ):
         refuse_untrainable(config)
         self.config = config = deepcopy(config) if packed else config  # which is told of the packed attention
-        self.device, self.packed = device, packed
+        self.device, self.packed, self.trust_remote_code = device, packed, trust_remote_code
         model = build_on_meta(config, attention, trust_remote_code)
         model.train()
         if packed:

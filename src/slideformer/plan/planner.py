@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from slideformer.errors import DoesNotFit
+from slideformer.memory.window import slot_numel
 from slideformer.plan.choice import Costs, Fits, Group, Limits, choose, halvings
 from slideformer.plan.footprint import ModelSizes, Work, device_bytes, disk_bytes, host_bytes
 from slideformer.plan.offloading import disk_is_full, fewest_on_disk, offer
@@ -38,6 +39,7 @@ class Workload:
         optimizer_state: what the optimizer's moments are stored in.
         resident: blocks whose state is in the device's memory.
         kept: blocks whose forward is kept whole.
+        head_shards: as in `Sizes`; the planner doubles it where nothing fits.
     """
 
     batch_size: int
@@ -49,6 +51,7 @@ class Workload:
     optimizer_state: OptimizerState = "fp32"
     resident: int | None = None
     kept: int | None = None
+    head_shards: int = 1
 
 
 @dataclass(frozen=True)
@@ -155,8 +158,19 @@ def make_plan(
     else:
         chosen = _first_preferred(plans, limits, plan_of) or _fewest_resident(starts, limits, plan_of)
     if chosen is None:
+        if finer := _with_smaller_shards(model, workload):
+            budgets = (host_budget_bytes, device_budget_bytes, process_bytes, disk_budget_bytes)
+            return make_plan(model, work, finer, dtype, *budgets, pace)
         raise _does_not_fit(_least_demanding(plans), workload, plan_of)
     return chosen
+
+
+def _with_smaller_shards(model: ModelSizes, workload: Workload) -> Workload | None:
+    """The head in twice as many shards, if they are still larger than a layer."""
+    shard = model.layouts[model.head].numel // workload.head_shards
+    if not model.head_shards_exactly or shard <= slot_numel(model.block_layouts):
+        return None
+    return replace(workload, head_shards=2 * workload.head_shards)
 
 
 def _limits(
@@ -255,6 +269,7 @@ def _candidates(model: ModelSizes, workload: Workload, dtype: torch.dtype) -> li
             head_chunk=max(16, min(chunk, micro * workload.max_length)),
             resident_gradients=workload.clipping,
             optimizer_state=workload.optimizer_state,
+            head_shards=workload.head_shards,
         )
         for slot in slots
         for micro in _micro_batch_sizes(workload)
