@@ -1,4 +1,4 @@
-"""Compares the Triton kernels of the sharded loss with PyTorch, in Triton's interpreter: python -m interpreted_shards."""
+"""Compares the kernels of the sharded loss with PyTorch, in Triton's interpreter: python -m interpreted_shards."""
 
 import os
 

@@ -304,7 +304,7 @@ class Decoder:
     def shard_logits(
         self, product: Callable[[], Tensor], weight: Tensor, first: int, count: int, shell: Weights
     ) -> Tensor:
-        """Logits [c, 1, v] of a shard of the vocabulary, by what the model does behind its head (bias, scale, soft-cap).
+        """Logits [c, 1, v] of a shard of the vocabulary, by the model's own code behind its head (bias, soft-cap).
 
         Args:
             product: gives the head's input times the shard's weight [c, 1, v].
