@@ -1,4 +1,4 @@
-"""Head and loss, forward and backward: ours, whole and in shards, beside PyTorch and Liger's fused linear cross-entropy.
+"""Head and loss, forward and backward: ours, whole and in shards, beside PyTorch and Liger's fused kernel.
 
     python benchmarks/linear_cross_entropy.py [--tokens 2048 8192] [--hidden 2560] [--vocabulary 151936] [--json FILE]
 
@@ -145,7 +145,7 @@ def peak_of(run: Callable[[], object], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def ways(shards: list[int], chunk: int) -> dict[str, tuple[Way, Way]]:
+def ways(shards: list[int], chunk: int) -> dict[str, tuple[Way, ...]]:
     """Name -> (what is timed, what gives all gradients)."""
     found = {"torch": (by_autograd(plain),) * 2, "whole": (whole(chunk),) * 2}
     for count in shards:

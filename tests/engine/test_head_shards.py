@@ -1,5 +1,6 @@
 """A head in shards of the vocabulary: the same numbers as the whole, and the same bits whatever else is chosen."""
 
+import weakref
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -20,11 +21,12 @@ from tiny_runs import (
     tiny_engine,
 )
 
+from slideformer.memory.head_shards import HeadShards, shard_rows
 from slideformer.models.architecture import Decoder
 from slideformer.models.freezing import frozen_names
 from slideformer.plan.sizes import Sizes
 from slideformer.schedule_fuzzer import fuzzed_lanes
-from slideformer.streams import Lanes
+from slideformer.streams import Lanes, inline_lanes
 
 RECORDS = make_records(12)
 FAMILIES = ["llama", "qwen3", "gemma2", "gpt2"]  # gemma2 has a soft-cap behind its head
@@ -119,3 +121,26 @@ def test_a_loss_of_ones_own_has_the_whole_head():
 
     one, other = of_shards(1), of_shards(SHARDS)
     assert one[0] == other[0] and differences(one[1], other[1]) == []
+
+
+def test_no_more_than_two_shards_and_one_gradient_exist(monkeypatch: pytest.MonkeyPatch):
+    """What `HeadShards.bytes_needed` counts, from one end of the loss to the other."""
+    alive: dict[int, int] = {}
+    most = 0
+    lanes = inline_lanes(torch.device("cpu"))
+    rows, width = shard_rows(128, SHARDS), 64
+
+    def empty(shape: Any, dtype: torch.dtype) -> torch.Tensor:
+        nonlocal most
+        tensor = torch.empty(tuple(shape), dtype=dtype)
+        if tensor.numel() in {rows * width, (128 - 2 * rows) * width}:
+            alive[tensor.data_ptr()] = tensor.nbytes
+            weakref.finalize(tensor, alive.pop, tensor.data_ptr())
+            most = max(most, sum(alive.values()))
+        return tensor
+
+    monkeypatch.setattr(Lanes, "empty", lambda self, shape, dtype: empty(shape, dtype))
+    of = tiny("llama")
+    assert of.decoder.head_shape == (128, width)
+    trained(of, replace(SIZES, head_shards=SHARDS), lanes=lanes)
+    assert 0 < most <= HeadShards.bytes_needed((128, width), SHARDS, torch.float32)

@@ -68,6 +68,7 @@ def _in_shards(
     for first, weight in e.head_shards.each():
         for of, batch in zip(tokens, batches, strict=True):
             run(head_shards.add_statistics, decoder, weight, first, shell, of, batch, chunk)
+    del weight  # a buffer of the first pass, which is over
     for of in tokens:
         run(head_shards.add_loss, of, trained, result.device_loss)
 
@@ -79,6 +80,7 @@ def _in_shards(
             run(head_shards.add_shard_gradients, decoder, weight, d_weight, first, shell, of, *shares)
         e.submit_head_shard(first, d_weight, row_ids, d_rows)
         del d_weight
+    del weight
     dxs = []
     while xs:
         of, batch = tokens.pop(0), batches[len(dxs)]
