@@ -17,7 +17,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from slideformer.kernels import adamw_triton, cross_entropy_triton, gradient_flush_triton
+from slideformer.kernels import (
+    adamw_triton,
+    cross_entropy_shards_triton,
+    cross_entropy_triton,
+    gradient_flush_triton,
+)
 
 CUDA = [GPUTarget("cuda", capability, 32) for capability in (80, 89, 90, 100, 120)]
 HIP = [GPUTarget("hip", name, 64) for name in ("gfx90a", "gfx942", "gfx950")] + [GPUTarget("hip", "gfx1100", 32)]
@@ -79,6 +84,16 @@ def cross_entropy(logits: str) -> Case:
     return Case(cross_entropy_triton._cross_entropy_kernel, cross_entropy_triton.OPTIONS, types, {"block": 4096})
 
 
+def shard(logits: str, gradient: bool) -> Case:
+    module, of_both = cross_entropy_shards_triton, {"logits": f"*{logits}", "targets": "*i64"}
+    types = of_both | {"row_stride": "i32", "width": "i32", "first": "i32"}
+    if gradient:
+        types |= {"gradient": f"*{logits}", "log_sums": "*fp32", "scale": "fp32"}
+        return Case(module._gradient_kernel, module.OPTIONS, types, {"block": 4096})
+    types |= dict.fromkeys(("largests", "totals", "target_logits"), "*fp32")
+    return Case(module._statistics_kernel, module.OPTIONS, types, {"block": 4096})
+
+
 ADAMW = {
     "adamw": adamw("fp32", "i16", gate=True),
     "adamw, fp32 gradient": adamw("fp32", "fp32", gate=False),
@@ -93,6 +108,10 @@ CASES = ADAMW | {
     "sum of partial sums, added": flush_sum(add=True),
     "cross-entropy, bf16": cross_entropy("bf16"),
     "cross-entropy, fp32": cross_entropy("fp32"),
+    "statistics of a shard, bf16": shard("bf16", gradient=False),
+    "statistics of a shard, fp32": shard("fp32", gradient=False),
+    "gradient of a shard, bf16": shard("bf16", gradient=True),
+    "gradient of a shard, fp32": shard("fp32", gradient=True),
 }
 
 

@@ -147,6 +147,8 @@ SCENARIOS: dict[str, Callable[[Lanes], Outcome]] = {
         dtype=torch.bfloat16,
         of=lambda family: frozen(family, "embed", "layers", "norm"),
     ),
+    "tied head in shards": Training("qwen3", None, replace(TIGHT, head_shards=3)),
+    "untied head in shards, clipped, read late": Training("mistral", 0.5, replace(CLIPPED, head_shards=3), late=True),
     "gathers": gathers,
     "feeds": feeds,
     "generates": generates,

@@ -21,10 +21,11 @@ from slideformer.memory.activations import ActivationStore
 from slideformer.memory.device_state import DeviceState
 from slideformer.memory.device_table import DeviceTable
 from slideformer.memory.disk_state import AllInMemory, RecordRing
-from slideformer.memory.embedding import EmbeddingTable
+from slideformer.memory.embedding import EmbeddingTable, take_shard_rows
 from slideformer.memory.feed import TokenFeed
 from slideformer.memory.gradients import Accumulator, GradientRing, HostGradient, copy_async
-from slideformer.memory.head import HeadWeight, ResidentHead
+from slideformer.memory.head import HeadWeight, ResidentHead, zeroed
+from slideformer.memory.head_shards import HeadShards, ResidentHeadShards
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.memory.window import LayerWindow
 from slideformer.models.architecture import Decoder
@@ -162,10 +163,22 @@ class Machinery:
             self.head = HeadWeight(
                 self.lanes, shape, state.layout.numel, dtype, fresh, wait_fresh, state.copy_weights
             )  # fmt: skip
+        self.head_shards = self._shards_of_head(state, partial(self.updates.wait_fresh, unit), dtype)
         if isinstance(self.table, DeviceTable) and self.decoder.tied:
             self._head_gradient = self.table.gradient
         else:
             self._head_gradient = self._gradient_of(state, "head gradient", allocator, dtype)
+
+    def _shards_of_head(
+        self, state: DurableState, wait_fresh: Callable[[], None], dtype: torch.dtype
+    ) -> HeadShards | ResidentHeadShards | None:
+        shape, shards = self.decoder.head_shape, self.sizes.head_shards
+        if shards == 1:
+            return None
+        if isinstance(self.head, ResidentHead):
+            return ResidentHeadShards(self.head, shape[0], shards)
+        assert isinstance(state, LayerState), "the head is on disk"
+        return HeadShards(self.lanes, shape, shards, dtype, wait_fresh, state.copy_part)
 
     def _gradient_of(self, state: DurableState, name: str, allocator: HostAllocator, dtype: torch.dtype) -> Tensor:
         """Where the gradient of a unit that is no block waits for its update, beside its state."""
@@ -224,7 +237,8 @@ class Machinery:
         """Start bringing blocks, and what stands behind the last one, the head, to the device."""
         for i in layers:
             if i == self.decoder.depth:
-                self.head.fetch()
+                if self.head_shards is None:
+                    self.head.fetch()
             else:
                 self.window.fetch(i)
 
@@ -259,16 +273,53 @@ class Machinery:
         if self.trains_embedding:
             d_rows = self.table.open_gradient(row_ids, gradient if tied else None)
         if gradient is not None:
-            self._submit_head(result, gradient)
-        if self.trains_embedding and not tied and isinstance(self.table, EmbeddingTable):
-            rest = self.table.update_rest
-            self.updates.submit(result.pending, EMBEDDING, NEXT_USE_FIRST, [], lambda hyper: rest(None, hyper))
+            waiting = self._head_gradient[: gradient.numel()]
+            self._submit_head(result, self.gradients.flush_into(self._head_unit, gradient.view(-1), waiting))
+        self._submit_rest(result)
         return d_rows
 
-    def _submit_head(self, result: StepResult, gradient: Tensor) -> None:
-        tied, table = self.decoder.tied, self.table
-        waiting, unit = self._head_gradient, EMBEDDING if tied else HEAD
-        landed = self.gradients.flush_into(self._index(unit), gradient.view(-1), waiting[: gradient.numel()])
+    @property
+    def _head_unit(self) -> int:
+        return self._index(EMBEDDING if self.decoder.tied else HEAD)
+
+    def open_head_shards(self, row_ids: Tensor) -> Tensor | None:
+        """As `submit_head` opens the rows' gradient; the head's follows shard by shard."""
+        if self.trains_head:
+            self.gradients.begin_pieces(self._head_unit)
+        return self.table.open_gradient(row_ids, None) if self.trains_embedding else None
+
+    def new_shard_gradient(self, rows: int) -> Tensor | None:
+        """A zeroed fp32 gradient [rows, width], if the head is trained."""
+        return zeroed(self.lanes, (rows, self.decoder.head_shape[1])) if self.trains_head else None
+
+    def submit_head_shard(self, first: int, gradient: Tensor | None, row_ids: Tensor, d_rows: Tensor | None) -> None:
+        """Flush a shard's gradient [rows, width], the vocabulary's entries from `first` on; tied, what is of the step's
+        rows is moved to `d_rows`."""
+        if gradient is None:
+            return
+        rows, width = gradient.shape
+        if self.decoder.tied and d_rows is not None:
+            edges = torch.tensor([first, first + rows])
+            start, stop = torch.searchsorted(self.table.row_ids, edges).tolist()
+            self.lanes.compute.run(take_shard_rows, gradient, first, row_ids[start:stop], d_rows[start:stop])
+        destination = self._head_gradient[first * width : (first + rows) * width]
+        self.gradients.send_pieces(self._head_unit, gradient.view(-1), destination)
+
+    def close_head_shards(self, result: StepResult) -> None:
+        """Queue what can be updated of head and embedding."""
+        if self.trains_head:
+            whole = self._head_gradient[: math.prod(self.decoder.head_shape)]
+            self._submit_head(result, self.gradients.landing(self._head_unit, whole, lambda: None, ()))
+        self._submit_rest(result)
+
+    def _submit_rest(self, result: StepResult) -> None:
+        """Of an embedding of its own the rows that the step did not read, whose gradient is zero."""
+        if self.trains_embedding and not self.decoder.tied and isinstance(self.table, EmbeddingTable):
+            rest = self.table.update_rest
+            self.updates.submit(result.pending, EMBEDDING, NEXT_USE_FIRST, [], lambda hyper: rest(None, hyper))
+
+    def _submit_head(self, result: StepResult, landed: HostGradient) -> None:
+        tied, table, waiting = self.decoder.tied, self.table, self._head_gradient
         if not tied:
             state = self.states[HEAD]
             whole = replace(landed, flat=waiting, reached=state.layout.fields)

@@ -14,6 +14,7 @@ from slideformer.kernels.attention import preferred_attention
 from slideformer.layout import FlatLayout
 from slideformer.memory.gradients import Accumulator
 from slideformer.models.architecture import Decoder
+from slideformer.models.shard_check import head_shards_exactly
 from slideformer.models.stand_ins import DecoderInputs
 from slideformer.plan.footprint import ModelSizes, Work
 from slideformer.plan.planner import TARGET_TOKENS
@@ -24,6 +25,8 @@ Row = tuple[int, ...] | None  # tokens of the documents of a packed row
 
 def model_sizes(decoder: Decoder) -> ModelSizes:
     """Layouts and widths of a model."""
+    with decoder.unpacked():
+        exactly = head_shards_exactly(decoder.config, decoder.trust_remote_code)
     buffers = {id(b): b for module in [decoder.model, *decoder.blocks] for b in module.buffers()}.values()
     return ModelSizes(
         layouts(decoder),
@@ -35,6 +38,7 @@ def model_sizes(decoder: Decoder) -> ModelSizes:
         decoder.embedding_width,
         decoder.hidden,
         sum(buffer.nbytes for buffer in buffers),
+        exactly,
     )
 
 
@@ -207,7 +211,7 @@ def _estimate_on_cpu(decoder: Decoder, length: int, dtype: torch.dtype, row: Row
     short = min(length, 64)
     short_row = (min(row[0], short),) if row else None  # the rest is padding: as hungry, and without positions
     saved = max(saved_bytes(decoder, i, short, dtype, short_row) for i in block_kinds(decoder)) * length // short
-    fixed = max(layout.numel for layout in model_sizes(decoder).layouts.values()) * dtype.itemsize
+    fixed = max(layout.numel for layout in layouts(decoder).values()) * dtype.itemsize
     inputs, logits = inputs_bytes(decoder, length, dtype, row), decoder.vocabulary * (dtype.itemsize + 12)
     outputs = max(output_bytes(decoder, i, short, dtype, short_row) for i in block_kinds(decoder)) * length // short
     return Work(2 * saved, fixed, inputs, logits, 0, kept_bytes=saved, kept_outputs_bytes=min(outputs, saved))

@@ -3,6 +3,7 @@
 from slideformer.data.batches import Batch
 from slideformer.engine import compute
 from slideformer.engine.custom_loss import HeadPass
+from slideformer.engine.head_step import head_and_loss
 from slideformer.engine.machinery import Machinery, StepResult
 from slideformer.engine.tape import Tape
 from slideformer.engine.updates import StepUpdates
@@ -39,15 +40,8 @@ def train_step(
 
     e.saved.turn([(i, m) for i in reversed(range(e.lowest, n)) for m in range(len(batches))])
     e.fetch(reversed(range(max(e.lowest, n - e.window.depth), n)))  # still in the window
-    head, d_head, d_shell = e.head.weight(), e.new_head_gradient(), e.open_shell_gradient()
-    dxs = []
-    for m, batch in enumerate(batches):
-        shares = (result.trained_tokens, e.head_chunk, result.device_loss, d_shell)
-        dxs.append(run(head_passes[m], decoder, head, d_head, shell, xs[m], batch, *shares))
-        xs[m] = None
-    e.head.release()
-    d_rows = e.submit_head(result, d_head, row_ids)
-    del head, d_head
+    d_shell = e.open_shell_gradient()
+    dxs, d_rows = head_and_loss(e, result, head_passes, shell, d_shell, xs, batches, row_ids)
 
     for i in reversed(range(e.lowest, n)):
         weights, d_weights = e.window.layer(i), e.gradients.open(e.layouts[i])

@@ -150,6 +150,11 @@ def place_of(row: int | None, row_ids: Tensor) -> int | None:
     return int(found[0]) if found.numel() else None
 
 
+def take_shard_rows(shard: Tensor, first: int, rows: Tensor, out: Tensor) -> None:
+    """As `take_rows`, of rows that all lie in a shard of a table, which begins at row `first`."""
+    take_rows(shard, rows - first, out)
+
+
 def take_rows(table: Tensor, rows: Tensor, out: Tensor) -> None:
     """Move rows of an fp32 table to `out`, leaving zeros behind."""
     torch.index_select(table, 0, rows, out=out)

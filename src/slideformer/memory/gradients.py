@@ -152,14 +152,22 @@ class GradientRing:
         self, unit: int, gradient: Tensor, destination: Tensor, reached: Collection[str] = ()
     ) -> HostGradient:
         """Send a gradient of any size [n] from the device to `destination` [n] on the host, piece by piece."""
-        size = self._staging[0].numel()
+        self.begin_pieces(unit)
+        self.send_pieces(unit, gradient, destination)
+        return self.landing(unit, destination, lambda: None, reached)
+
+    def begin_pieces(self, unit: int) -> None:
+        """The next gradient of a unit starts, which `send_pieces` sends and `landing` ends."""
         self._lanes.compute.run(self._device_squares[unit].zero_)
+
+    def send_pieces(self, unit: int, gradient: Tensor, destination: Tensor) -> None:
+        """Send a part of a gradient [n] to `destination` [n], piece by piece."""
+        size = self._staging[0].numel()
         for start in range(0, gradient.numel(), size):
             piece = gradient[start : start + size]
             staged = self._next_staging()[: piece.numel()]
             self._lanes.compute.run(self._flush, piece, staged, self._device_squares[unit], True)
             self.send(staged, destination[start : start + size])
-        return self.landing(unit, destination, lambda: None, reached)
 
     def send(self, staged: Tensor, destination: Tensor) -> None:
         self._lanes.d2h.wait(self._lanes.compute.record())

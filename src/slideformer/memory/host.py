@@ -158,9 +158,14 @@ class LayerState:
 
     def copy_weights(self, out: Tensor) -> None:
         """Copy the weights to `out` [numel] on any device, in its dtype (bf16 or fp32)."""
+        self.copy_part(0, out)
+
+    def copy_part(self, start: int, out: Tensor) -> None:
+        """Copy the weights from element `start` on to `out` [n], as `copy_weights`."""
+        hi, lo = self.hi[start : start + out.numel()], self.lo[start : start + out.numel()]
         if out.dtype == torch.bfloat16:
-            out.copy_(self.hi, non_blocking=True)
+            out.copy_(hi, non_blocking=True)
         elif out.device.type == "cpu":
-            join(self.hi, self.lo, out, self.adam.threads)
+            join(hi, lo, out, self.adam.threads)
         else:
-            join_reference(self.hi.to(out.device, non_blocking=True), self.lo.to(out.device, non_blocking=True), out)
+            join_reference(hi.to(out.device, non_blocking=True), lo.to(out.device, non_blocking=True), out)

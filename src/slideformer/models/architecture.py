@@ -81,7 +81,7 @@ class Decoder:
     ):
         refuse_untrainable(config)
         self.config = config = deepcopy(config) if packed else config  # which is told of the packed attention
-        self.device, self.packed = device, packed
+        self.device, self.packed, self.trust_remote_code = device, packed, trust_remote_code
         model = build_on_meta(config, attention, trust_remote_code)
         model.train()
         if packed:
@@ -116,6 +116,7 @@ class Decoder:
         self.tied = head.weight is embedding.weight
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.embedding_name, self.head_name = names[id(embedding.weight)], names[id(head.weight)]
+        self.head_bias_name = None if head.bias is None else names[id(head.bias)]
         self.vocabulary, self.embedding_width = embedding.weight.shape
         self.head_shape = (head.weight.shape[0], head.weight.shape[1])
         self.padding_row = embedding.padding_idx
@@ -282,16 +283,50 @@ class Decoder:
         only the hidden states and the shell. Tokens are passed as sequences of one: nothing behind the last block mixes
         tokens, and no position table limits c.
         """
+        self._head.bind(head_weight, head_grad)
+        try:
+            return self._tail(hidden, shell).logits
+        finally:
+            self._head.unbind()
+
+    def head_input(self, hidden: Tensor, shell: Weights) -> Tensor:
+        """What the head is given [c, 1, width] for hidden states as in `logits`: the final norm's output, mostly."""
+        self._head.capture()
+        try:
+            self._tail(hidden, shell)
+            raise UnsupportedModel("the model's forward computes its logits without calling its head")
+        except StopForward:
+            assert self._head.captured is not None
+            return self._head.captured
+        finally:
+            self._head.unbind()
+
+    def shard_logits(
+        self, product: Callable[[], Tensor], weight: Tensor, first: int, count: int, shell: Weights
+    ) -> Tensor:
+        """Logits [c, 1, v] of a shard of the vocabulary, by the model's own code behind its head (bias, soft-cap).
+
+        Args:
+            product: gives the head's input times the shard's weight [c, 1, v].
+            weight: [v, width], the entries from `first` on.
+            count: c.
+        """
+        bias = {n: shell[n][first : first + len(weight)] for n in shell if n == self.head_bias_name}
+        hidden = torch.zeros(self.boundary.of(count, 1), dtype=weight.dtype, device=weight.device)
+        self._head.bind_product(product, weight)
+        try:
+            return self._tail(hidden, {**shell, **bias}).logits
+        finally:
+            self._head.unbind()
+
+    def _tail(self, hidden: Tensor, shell: Weights) -> Any:
+        """The model's own forward behind the last block, over tokens as sequences of one."""
         count = self.boundary.by_token(hidden).shape[0]
         ignored = hidden.new_zeros(count, 1, self.embedding_width)  # some models scale it in place
         self._embedding.bind(ignored, None)
-        self._head.bind(head_weight, head_grad)
         self._chain.start_passing(hidden)
         ids = torch.zeros(count, 1, dtype=torch.int64, device=hidden.device)
-        try:
-            return functional_call(self.model, dict(shell), (), {"input_ids": ids, "use_cache": False}).logits
-        finally:
-            self._head.unbind()
+        return functional_call(self.model, dict(shell), (), {"input_ids": ids, "use_cache": False})
 
     @contextmanager
     def unpacked(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """Modules that take the places of blocks, embedding and head while the model's own forward runs."""
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -185,13 +185,25 @@ class HeadStandIn(nn.Module):
         self.bias = head.bias
         self.in_features, self.out_features = head.in_features, head.out_features
         self._given: tuple[Tensor, Tensor | None] | None = None
+        self._product: Callable[[], Tensor] | None = None
+        self._capturing = False
+        self.captured: Tensor | None = None
 
     def bind(self, weight: Tensor, grad: Tensor | None) -> None:
         self._given = (weight, grad)
 
+    def bind_product(self, product: Callable[[], Tensor], weight: Tensor) -> None:
+        """Give what `product` gives, whatever comes in; `weight` only for models that ask for it."""
+        self._product, self._given = product, (weight, None)
+
+    def capture(self) -> None:
+        """Keep what comes in as `captured`, and end the forward there."""
+        self._capturing = True
+
     def unbind(self) -> None:
         """Let go of the weight and its gradient, whose memory is the largest there is."""
-        self._given = None
+        self._given = self._product = self.captured = None
+        self._capturing = False
 
     @property
     def weight(self) -> Tensor:
@@ -201,8 +213,13 @@ class HeadStandIn(nn.Module):
         return self._given[0]
 
     def forward(self, hidden: Tensor) -> Tensor:
+        if self._capturing:
+            self.captured = hidden
+            raise StopForward
         if self._given is None:
             raise StopForward  # only what the blocks are called with is wanted
+        if self._product is not None:
+            return self._product() if self.bias is None else self._product() + self.bias
         weight, grad = self._given
         if weight.stride(0) == 0:  # a probe's: one row that stands for all, as a product would copy it that often
             logits = (hidden @ weight[0]).unsqueeze(-1).expand(*hidden.shape[:-1], len(weight))
@@ -227,10 +244,40 @@ class HeadMatmul(torch.autograd.Function):
     def backward(ctx: Any, d_logits: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (hidden,) = ctx.saved_tensors
         flat_hidden, flat_d_logits = hidden.flatten(0, -2), d_logits.flatten(0, -2)
-        if flat_hidden.dtype == torch.float32:
-            ctx.grad.addmm_(flat_d_logits.mT, flat_hidden)
-        elif flat_hidden.is_cuda:
-            torch.addmm(ctx.grad, flat_d_logits.mT, flat_hidden, out_dtype=torch.float32, out=ctx.grad)
-        else:
-            ctx.grad += flat_d_logits.mT.float() @ flat_hidden.float()
+        add_product(ctx.grad, flat_d_logits.mT, flat_hidden)
         return d_logits @ ctx.weight, None, None
+
+
+class ShardMatmul(torch.autograd.Function):
+    """logits = hidden @ weight.T for a shard of the vocabulary; in backward, in fp32,
+    weight_grad += d_logits.T @ hidden and hidden_grad += d_logits @ weight.
+
+    hidden [n, h] and weight [v, h] in the compute dtype; weight_grad fp32 [v, h] or None, hidden_grad fp32 [n, h].
+    Autograd is given no gradient: what depends on the sum over all shards follows when it is complete.
+    """
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, hidden: Tensor, weight: Tensor, weight_grad: Tensor | None, hidden_grad: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(hidden)
+        ctx.weight, ctx.weight_grad, ctx.hidden_grad = weight, weight_grad, hidden_grad
+        return hidden @ weight.mT
+
+    @staticmethod
+    def backward(ctx: Any, d_logits: Tensor) -> tuple[None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (hidden,) = ctx.saved_tensors
+        if ctx.weight_grad is not None:
+            add_product(ctx.weight_grad, d_logits.mT, hidden)
+        add_product(ctx.hidden_grad, d_logits, ctx.weight)
+        return None, None, None, None
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total (fp32) += left @ right, summed in fp32 whatever their dtype."""
+    if left.dtype == torch.float32:
+        total.addmm_(left, right)
+    elif left.is_cuda:
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    else:
+        total += left.float() @ right.float()

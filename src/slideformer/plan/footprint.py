@@ -14,6 +14,7 @@ from slideformer.memory.embedding import EmbeddingTable
 from slideformer.memory.feed import TokenFeed
 from slideformer.memory.gradients import GradientRing
 from slideformer.memory.head import HeadWeight
+from slideformer.memory.head_shards import HeadShards, shard_rows
 from slideformer.memory.host import LayerState
 from slideformer.memory.snapshot import SnapshotMemory
 from slideformer.memory.window import LayerWindow
@@ -30,6 +31,7 @@ class ModelSizes:
         blocks, embedding, shell, head: names of units; a tied head is the embedding.
         vocabulary, embedding_width, hidden: rows and width of the embedding; width between blocks.
         buffer_bytes: buffers of the model that live on the device.
+        head_shards_exactly: whether the logits of a shard of the vocabulary are a slice of the whole head's.
     """
 
     layouts: Mapping[str, FlatLayout]
@@ -41,6 +43,7 @@ class ModelSizes:
     embedding_width: int
     hidden: int
     buffer_bytes: int
+    head_shards_exactly: bool = False
 
     @property
     def parameters(self) -> int:
@@ -55,6 +58,7 @@ class ModelSizes:
         return [self.layouts[name] for name in self.blocks]
 
 
+STATISTICS_BYTES = 16  # of a token's softmax over shards: three numbers, and their log-sum
 LOGIT_BYTES = 16  # of an answer's next token: in fp32, sorted with its index, and as a probability
 
 
@@ -162,6 +166,22 @@ def records_on_disk(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict
     return {unit: record_bytes(model.layouts[unit], dtype, sizes.moment_dtype) for unit in units}
 
 
+def head_bytes(model: ModelSizes, work: Work, sizes: Sizes, dtype: torch.dtype) -> int:
+    """Weight, fp32 gradient and a chunk of logits of the whole head, or of a shard, which meets less of the logits; the
+    input of the head and its fp32 gradient then wait for all trained tokens of the step."""
+    logits, whole = work.logit_bytes * sizes.head_chunk, model.layouts[model.head].numel
+    if sizes.head_shards == 1:
+        weight = HeadWeight.bytes_needed(whole, dtype)
+        return weight + logits - (whole * dtype.itemsize if sizes.resident_ends else 0)  # it is there already
+    shape, shards = (model.vocabulary, -(-whole // model.vocabulary)), sizes.head_shards
+    shard = HeadShards.bytes_needed(shape, shards, dtype)
+    if sizes.resident_ends:
+        shard = shard_rows(model.vocabulary, shards) * shape[1] * 4
+    tail = 8 * sizes.head_chunk * shape[1] * dtype.itemsize  # a chunk at the model's norm, forward and backward
+    waiting = sizes.step_tokens * (shape[1] * (dtype.itemsize + 4) + STATISTICS_BYTES)
+    return shard + logits * shard_rows(model.vocabulary, shards) // model.vocabulary + tail + waiting
+
+
 def device_bytes(model: ModelSizes, work: Work, sizes: Sizes, dtype: torch.dtype) -> dict[str, dict[str, int]]:
     """Device memory by phase and name; a phase's sum is its peak."""
     size, n = dtype.itemsize, len(model.blocks)
@@ -189,14 +209,16 @@ def device_bytes(model: ModelSizes, work: Work, sizes: Sizes, dtype: torch.dtype
     kept, outputs = sizes.kept_of(n)
     always["kept for backward"] = sequences * (kept * work.kept_bytes + outputs * work.kept_outputs_bytes)
     block_work = work.block_fixed_bytes + work.block_bytes * sizes.micro_batch_size
-    head_weight = HeadWeight.bytes_needed(model.layouts[model.head].numel, dtype)
-    if sizes.resident_ends:
-        head_weight -= model.layouts[model.head].numel * size  # it is there already
-    head_work = head_weight + work.logit_bytes * sizes.head_chunk
+    head_work = head_bytes(model, work, sizes, dtype)
     phases = {
         "head and loss": {**always, "head": head_work + boundary * size, "row gradients": rows * 4},
         "backward": {**always, "block": block_work, "row gradients": rows * 4},
     }
+    if sizes.head_shards > 1:  # evaluation has the whole head, for all its passes
+        waiting = {"activations": 2 * sizes.micro_batches * boundary * size, "kept for backward": 0}
+        head = 0 if sizes.resident_ends else model.layouts[model.head].numel * size
+        computing = max(block_work, work.logit_bytes * sizes.head_chunk)
+        phases["evaluation"] = {**always, **waiting, "head": head, "block": computing}
     if work.answers:
         at_once = min(work.answers.prompts, sequences)
         # Nothing waits for backward then; a forward needs less than the backward that was measured.

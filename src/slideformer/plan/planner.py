@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from slideformer.errors import ConfigError
+from slideformer.memory.window import slot_numel
 from slideformer.plan.choice import Costs, Fits, Group, Limits, choose, halvings
 from slideformer.plan.footprint import ModelSizes, Work, device_bytes, disk_bytes, host_bytes
 from slideformer.plan.offloading import fewest_on_disk
@@ -39,6 +40,7 @@ class Workload:
         resident: blocks whose state is in the device's memory.
         kept: blocks whose forward is kept whole.
         saves_in_background: spend host memory that is left on copies of states, to write checkpoints from.
+        head_shards: as in `Sizes`; the planner doubles it where nothing fits.
     """
 
     batch_size: int
@@ -51,6 +53,7 @@ class Workload:
     resident: int | None = None
     kept: int | None = None
     saves_in_background: bool = False
+    head_shards: int = 1
 
 
 @dataclass(frozen=True)
@@ -158,8 +161,19 @@ def make_plan(
     else:
         chosen = _first_preferred(candidates, limits, plan_of) or _fewest_resident(starts, limits, plan_of)
     if chosen is None:
+        if finer := _with_smaller_shards(model, workload):
+            budgets = (host_budget_bytes, device_budget_bytes, process_bytes, disk_budget_bytes)
+            return make_plan(model, work, finer, dtype, *budgets, pace)
         raise does_not_fit(least_demanding([plan_of(sizes) for sizes in candidates]), workload, plan_of)
     return _copy_what_fits(chosen, workload, plan_of)
+
+
+def _with_smaller_shards(model: ModelSizes, workload: Workload) -> Workload | None:
+    """The head in twice as many shards, if they are still larger than a layer."""
+    shard = model.layouts[model.head].numel // workload.head_shards
+    if not model.head_shards_exactly or shard <= slot_numel(model.block_layouts):
+        return None
+    return replace(workload, head_shards=2 * workload.head_shards)
 
 
 def _limits(
@@ -266,6 +280,7 @@ def _candidates(model: ModelSizes, workload: Workload, dtype: torch.dtype) -> li
             resident_gradients=workload.clipping,
             kept=0 if workload.recompute_all else min(workload.kept or 0, n),
             optimizer_state=workload.optimizer_state,
+            head_shards=workload.head_shards,
         )
         for slot in slots
         for micro in _micro_batch_sizes(workload)

@@ -30,6 +30,7 @@ class Sizes:
         disk_buffers: records of these that are in host memory at once.
         optimizer_state: what the optimizer's moments are stored in.
         snapshot_units: units whose state may be held a second time, in host memory, while a checkpoint is written.
+        head_shards: shards of the vocabulary in which the head passes the device; 1: it is there as a whole.
     """
 
     window_depth: int
@@ -48,6 +49,7 @@ class Sizes:
     disk_buffers: int = BUFFERS
     optimizer_state: OptimizerState = "fp32"
     snapshot_units: int = 0
+    head_shards: int = 1
 
     @property
     def moment_dtype(self) -> torch.dtype:

@@ -253,7 +253,8 @@ def head_seconds(
     """Logits, loss, and both gradients of all trained tokens, chunk by chunk."""
     chunks = max(sizes.micro_batches, -(-tokens.trained // sizes.head_chunk))
     traffic = LOSS_PASSES * tokens.trained * vocabulary * dtype.itemsize + chunks * parameters * HEAD_SUM_BYTES
-    return 3 * 2 * parameters * tokens.trained / rates.matmul_flops[NAMES[dtype]] + traffic / rates.memory_bytes
+    products = 3 if sizes.head_shards == 1 else 4  # logits of a shard are computed in both its passes
+    return products * 2 * parameters * tokens.trained / rates.matmul_flops[NAMES[dtype]] + traffic / rates.memory_bytes
 
 
 def _accumulation_seconds(layout: FlatLayout, sizes: Sizes, rates: ComputeRates) -> float:
