@@ -7,7 +7,8 @@ from contextlib import contextmanager
 import torch
 
 from slideformer.data.batches import Batch
-from slideformer.engine.engine import Engine, StepResult
+from slideformer.engine.engine import Engine
+from slideformer.engine.step_result import StepResult
 from slideformer.events import Listener
 from slideformer.measured_lanes import BusySpans, take_spans
 from slideformer.metrics import StepStats, host_peak_bytes

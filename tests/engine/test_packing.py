@@ -106,7 +106,7 @@ def test_a_document_does_not_see_the_one_before_it(family: str):
 
 
 def hidden_states(of: Subject, weights: dict[str, torch.Tensor], ids: torch.Tensor) -> list[torch.Tensor]:
-    from slideformer.engine.machinery import documents_on
+    from slideformer.engine.send_batches import documents_on
 
     decoder = of.decoder
     shell = {name: weights[name] for name in decoder.shell_shapes}

@@ -6,7 +6,8 @@ from torch import Tensor
 from slideformer.data.batches import Batch
 from slideformer.engine import compute
 from slideformer.engine.durable import DurableState
-from slideformer.engine.machinery import EMBEDDING, SHELL, documents_on
+from slideformer.engine.machinery import EMBEDDING, SHELL
+from slideformer.engine.send_batches import documents_on
 from slideformer.models.architecture import Decoder
 
 

@@ -14,10 +14,11 @@ from slideformer.engine.custom_loss import TokenLoss, head_passes
 from slideformer.engine.durable import durable_states
 from slideformer.engine.evaluate import Evaluation, evaluate
 from slideformer.engine.generate import OnToken, batching_for, generate
-from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, UNUSED, Machinery, StepResult
+from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, UNUSED, Machinery
 from slideformer.engine.sampling import Decoding
 from slideformer.engine.snapshot import Snapshot
 from slideformer.engine.step import train_step
+from slideformer.engine.step_result import StepResult
 from slideformer.engine.updates import StepUpdates
 from slideformer.errors import EngineFailed
 from slideformer.kernels.attention import preferred_attention

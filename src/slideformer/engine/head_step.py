@@ -5,7 +5,8 @@ from torch import Tensor
 from slideformer.engine import head_shards
 from slideformer.engine.compute import MicroBatch, Weights, head_loss_and_gradient
 from slideformer.engine.custom_loss import HeadPass
-from slideformer.engine.machinery import Machinery, StepResult
+from slideformer.engine.machinery import Machinery
+from slideformer.engine.step_result import StepResult
 from slideformer.memory.gradients import Accumulator
 
 

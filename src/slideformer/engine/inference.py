@@ -9,8 +9,9 @@ from slideformer.data.batches import Batch
 from slideformer.engine.compute import MicroBatch, Weights
 from slideformer.engine.engine import layouts
 from slideformer.engine.generate import OnToken, batching_for, generate
-from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, send_batches
+from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL
 from slideformer.engine.sampling import Decoding
+from slideformer.engine.send_batches import send_batches
 from slideformer.memory.embedding import RowSender
 from slideformer.memory.feed import TokenFeed
 from slideformer.memory.head import HeadWeight

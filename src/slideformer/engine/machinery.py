@@ -4,16 +4,16 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from itertools import chain
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from slideformer.data.batches import Batch
-from slideformer.data.chat import IGNORED
 from slideformer.engine.compute import MicroBatch, Weights
 from slideformer.engine.durable import DurableState
+from slideformer.engine.send_batches import send_batches
+from slideformer.engine.step_result import StepResult
+from slideformer.engine.submission import Submission
 from slideformer.engine.tape import Level
 from slideformer.engine.updates import StepUpdates, Updates
 from slideformer.layout import FlatLayout
@@ -23,63 +23,17 @@ from slideformer.memory.device_table import DeviceTable
 from slideformer.memory.disk_state import AllInMemory, RecordRing
 from slideformer.memory.embedding import EmbeddingTable, take_shard_rows
 from slideformer.memory.feed import TokenFeed
-from slideformer.memory.gradients import Accumulator, GradientRing, HostGradient, copy_async
+from slideformer.memory.gradients import Accumulator, GradientRing, HostGradient
 from slideformer.memory.head import HeadWeight, ResidentHead, zeroed
 from slideformer.memory.head_shards import HeadShards, ResidentHeadShards
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.memory.window import LayerWindow
 from slideformer.models.architecture import Decoder
-from slideformer.models.packed_attention import Documents
-from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.sizes import Sizes
-from slideformer.streams import Fence, Lanes
+from slideformer.streams import Lanes
 
 EMBEDDING, HEAD, SHELL, UNUSED = "embedding", "head", "shell", "unused"
 NEXT_USE_FIRST = -1  # what the next forward needs before block 0
-ON_DEVICE_FIRST = -2  # it takes the worker no time
-
-
-class StepResult:
-    """What came of a step; reading it waits for what is not there yet.
-
-    Attributes:
-        trained_tokens: tokens that the loss is a mean over.
-    """
-
-    def __init__(self, updates: Updates, pending: StepUpdates, trained_tokens: int, device_loss: Tensor, loss: Tensor):
-        self._updates = updates
-        self.pending = pending
-        self.trained_tokens = trained_tokens
-        self.device_loss = device_loss
-        self._host_loss = loss
-        self.landed: Fence | None = None
-
-    @property
-    def loss(self) -> float:
-        """Mean negative log-likelihood of the trained tokens. Waits until the step's backward is over."""
-        assert self.landed is not None
-        self.landed.wait()
-        return float(self._host_loss)
-
-    @property
-    def grad_norm(self) -> float:
-        """Norm of the whole gradient before clipping. Waits for the step's last update."""
-        self._updates.wait_done(self.pending)
-        assert self.pending.norm is not None
-        return self.pending.norm
-
-    @property
-    def non_finite(self) -> list[str]:
-        """Units whose gradient was not finite, so that the step was left out. Waits for the step's last update."""
-        return [] if math.isfinite(self.grad_norm) else self.pending.non_finite
-
-    @property
-    def optimizer_seconds(self) -> float:
-        """Time the CPU spent in AdamW for this step."""
-        return self.pending.busy_seconds
-
-    def send_loss(self) -> None:
-        copy_async(self.device_loss, self._host_loss)
 
 
 class Machinery:
@@ -108,6 +62,7 @@ class Machinery:
         self.layouts: list[FlatLayout] = [state.layout for state in self.blocks]
         self._learn_where_backward_ends()
         self.updates = Updates(lanes, records, skip=lambda unit: states[unit].counts.skip())
+        self._submission = Submission(lanes, self.updates)
         self.window = LayerWindow(
             lanes,
             self.layouts,
@@ -323,7 +278,7 @@ class Machinery:
         if not tied:
             state = self.states[HEAD]
             whole = replace(landed, flat=waiting, reached=state.layout.fields)
-            self._submit_state(result, state, self.decoder.depth, whole)
+            self._submission.submit(result.pending, state, self.decoder.depth, whole)
         elif isinstance(table, DeviceTable):
             self._tied_head_landed = landed  # its update follows with the rows'
         else:
@@ -342,42 +297,14 @@ class Machinery:
             landed = self.gradients.hold(self._index(state.name), gradient, buffer)
         else:
             landed = self.gradients.flush(self._index(state.name), gradient)
-        self._submit_state(result, state, i, landed)
-
-    def _submit_state(self, result: StepResult, state: DurableState, next_use: int, landed: HostGradient) -> None:
-        if isinstance(state, DeviceState):
-            self._submit_on_device(result, state, [landed], partial(state.apply, landed.flat, landed.reached))
-            return
-
-        def update(hyper: AdamWStep) -> None:
-            state.update(landed.flat, landed.reached, hyper)
-
-        self.updates.submit(result.pending, state.name, next_use, [landed], update)
-
-    def _submit_on_device(
-        self, result: StepResult, state: DeviceState, landed: list[HostGradient], apply: Callable[..., None]
-    ) -> None:
-        """Without a norm to wait for, the update follows at once, where the gradient was computed."""
-        pending, gates = result.pending, [gradient.device_squares for gradient in landed]
-        if pending.max_norm is None:
-            for gradient in landed:
-                if gradient.copied is not None:
-                    self.lanes.compute.wait(gradient.copied)
-            self.updates.about_to_change(state.name, pending)
-            state.change(self.lanes.compute, apply, pending.hyper, gates)
-            self.updates.submit(pending, state.name, ON_DEVICE_FIRST, landed, None)
-            return
-        on_update_lane = partial(state.change, self.lanes.update, apply)
-        self.updates.submit(
-            pending, state.name, ON_DEVICE_FIRST, landed, lambda hyper: on_update_lane(hyper, ())
-        )  # fmt: skip
+        self._submission.submit(result.pending, state, i, landed)
 
     def submit_shell_and_rows(self, result: StepResult, shell: Accumulator, rows: Tensor | None) -> None:
         """Flush what backward ends with: the parameters outside blocks and the embedding rows."""
         self._shell_window.release(0)
         self._shell_window.invalidate(0)
         landed = self.gradients.flush_into(self._index(SHELL), shell.flat, self._shell_gradient, shell.reached)
-        self._submit_state(result, self.states[SHELL], NEXT_USE_FIRST, landed)
+        self._submission.submit(result.pending, self.states[SHELL], NEXT_USE_FIRST, landed)
         if rows is not None:
             landed_rows = self.table.flush_rows(self.gradients, len(self.states), rows)
             self._submit_rows(result, landed_rows)
@@ -386,7 +313,9 @@ class Machinery:
         table, tied = self.table, self.decoder.tied
         if isinstance(table, DeviceTable):
             both = [self._tied_head_landed, landed] if tied else [landed]
-            self._submit_on_device(result, table.state, both, partial(table.apply, tied, table.device_row_ids))
+            self._submission.submit_on_device(
+                result.pending, table.state, both, partial(table.apply, tied, table.device_row_ids)
+            )
         else:
             self.updates.submit(result.pending, EMBEDDING, NEXT_USE_FIRST, [landed], table.update_rows)
 
@@ -399,47 +328,3 @@ class Machinery:
 
     def _index(self, unit: str) -> int:
         return list(self.states).index(unit)
-
-
-def documents_on(batch: Batch, device: torch.device) -> Documents | None:
-    """The documents of packed rows, sent at once."""
-    if batch.documents is None:
-        return None
-    positions, bounds = (tensor.to(device) for tensor in batch.places())
-    return Documents(positions, bounds, batch.spans)
-
-
-def _pieces(batch: Batch, row_of: Tensor) -> list[Tensor]:
-    """The integers of one micro-batch: ids, rows, trained positions and their targets; packed, places in documents."""
-    positions = (batch.targets.flatten() != IGNORED).nonzero().flatten()
-    targets = batch.targets.flatten()[positions]
-    places = batch.places() if batch.documents else ()
-    return [batch.input_ids, row_of.view(batch.input_ids.shape), positions, targets, *places]
-
-
-def _arrived(batch: Batch, pieces: list[Tensor], seed: int) -> MicroBatch:
-    ids, row_of, positions, targets, *places = pieces
-    documents = Documents(places[0], places[1], batch.spans) if places else None
-    return MicroBatch(ids, row_of, positions, targets, seed, documents)
-
-
-class HasRows(Protocol):
-    """An embedding whose rows can be sent to the device."""
-
-    @property
-    def row_ids(self) -> Tensor: ...
-
-    def gather(self, token_ids: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-def send_batches(
-    micro_batches: list[Batch], seeds: list[int], table: HasRows, token_feed: TokenFeed
-) -> tuple[list[MicroBatch], Tensor, Tensor]:
-    """Micro-batches on the device, the embedding rows they use [u, width] and those rows' ids [u]."""
-    rows, row_of = table.gather(torch.cat([batch.input_ids.flatten() for batch in micro_batches]))
-    rows_of_each = row_of.split([batch.input_ids.numel() for batch in micro_batches])
-    pieces = [_pieces(batch, of) for batch, of in zip(micro_batches, rows_of_each, strict=True)]
-    row_ids, *sent = token_feed.send([table.row_ids, *chain.from_iterable(pieces)])
-    arrived = iter(sent)
-    arrived_of_each = [[next(arrived) for _ in sent_of_one] for sent_of_one in pieces]
-    return list(map(_arrived, micro_batches, arrived_of_each, seeds)), rows, row_ids

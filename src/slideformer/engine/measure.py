@@ -8,7 +8,8 @@ from torch import Tensor
 from slideformer.data.batches import Batch
 from slideformer.engine import compute
 from slideformer.engine.engine import layouts
-from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, documents_on
+from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL
+from slideformer.engine.send_batches import documents_on
 from slideformer.engine.tape import Level
 from slideformer.kernels.attention import preferred_attention
 from slideformer.layout import FlatLayout

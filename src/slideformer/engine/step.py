@@ -4,7 +4,8 @@ from slideformer.data.batches import Batch
 from slideformer.engine import compute
 from slideformer.engine.custom_loss import HeadPass
 from slideformer.engine.head_step import head_and_loss
-from slideformer.engine.machinery import Machinery, StepResult
+from slideformer.engine.machinery import Machinery
+from slideformer.engine.step_result import StepResult
 from slideformer.engine.tape import Tape
 from slideformer.engine.updates import StepUpdates
 
