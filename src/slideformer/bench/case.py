@@ -17,7 +17,6 @@ class Case:
         gpu_budget_bytes, host_budget_bytes: None: what is free.
         micro_batch_size, window_depth, threads: None: chosen.
         matmul_flops: of this machine per second, sustained; None: measured first.
-        trace: a file for the counted steps' trace; None: no trace.
     """
 
     model: str
@@ -34,7 +33,6 @@ class Case:
     optimizer_state: OptimizerState = "fp32"
     device: Literal["auto", "cuda", "cpu"] = "auto"
     matmul_flops: float | None = None
-    trace: str | None = None
 
     @property
     def tokens(self) -> int:

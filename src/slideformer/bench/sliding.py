@@ -1,5 +1,7 @@
 """Measures the sliding engine on one case: builds it with random weights, trains a few steps, reads the counters."""
 
+import json
+import sys
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -179,3 +181,7 @@ def _bytes(device: torch.device, plan: Plan) -> dict[str, Any]:
         result["gpu_reserved_bytes"] = torch.cuda.max_memory_reserved()
         result["gpu_planned_bytes"] = plan.device_peak_bytes
     return result
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Case(**json.loads(sys.argv[1])))))
