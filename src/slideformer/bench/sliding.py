@@ -110,6 +110,11 @@ class Subject:
         ids = torch.randint(0, self.decoder.vocabulary, shape, generator=generator, dtype=torch.int32)
         return collate([Example(k, row, row) for k, row in enumerate(ids)], 0)
 
+    def step(self, engine: Engine, batch: Batch, number: int) -> StepResult:
+        """One step, counted from 1."""
+        hyper = AdamWStep(1e-5, 0.9, 0.999, 1e-8, 0.0, number)
+        return engine.train_step(batch, hyper, 1.0 if self.case.clipping else None)
+
     def train(self, engine: Engine) -> tuple[list[StepResult], float, BusySpans]:
         """(all results, seconds from the first counted step until the last update has run, lanes in that time)."""
         case, results = self.case, []
@@ -123,8 +128,7 @@ class Subject:
                 engine.drain()
                 take_spans(engine.lanes)
                 begun = time.perf_counter()
-            hyper = AdamWStep(1e-5, 0.9, 0.999, 1e-8, 0.0, step)
-            results.append(engine.train_step(batch, hyper, 1.0 if case.clipping else None))
+            results.append(self.step(engine, batch, step))
         engine.drain()
         elapsed = time.perf_counter() - begun
         return results, elapsed, take_spans(engine.lanes)

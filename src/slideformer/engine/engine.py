@@ -18,7 +18,7 @@ from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, UNUSED, Machine
 from slideformer.engine.sampling import Decoding
 from slideformer.engine.snapshot import Snapshot
 from slideformer.engine.step import train_step
-from slideformer.engine.updates import StepUpdates
+from slideformer.engine.updates import StepUpdates, Updates
 from slideformer.errors import EngineFailed
 from slideformer.kernels.attention import preferred_attention
 from slideformer.layout import FlatLayout
@@ -180,6 +180,11 @@ class Engine:
         from slideformer.engine.pretrained import save_engine
 
         save_engine(self, Path(directory))
+
+    @property
+    def updates(self) -> Updates:
+        """The optimizer's queue, for instruments."""
+        return self._machinery.updates
 
     def train_step(
         self,
