@@ -201,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--directory", type=Path, default=Path("."), help="whose disk is measured (default: this one)")
     probe.set_defaults(command=_probe)
 
-    bench = _measuring_command(commands, "bench", "measure training steps on this machine, with random weights and tokens")
+    bench = _measuring_command(commands, "bench", "measure training steps on this machine, random weights and tokens")
     bench.add_argument("--sequences", type=_positive, nargs="+", default=[8, 32], help="of a step (default: 8 32)")
     bench.add_argument("--gpu-budget", nargs="+", default=["none"], metavar="SIZE", help="sizes such as 24GiB, or none")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there")

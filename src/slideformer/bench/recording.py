@@ -1,7 +1,7 @@
 """Records what every lane runs and when, from outside: the engine is handed other lanes and has no line for it.
 
-As in `slideformer.measured_lanes`, timing events around each piece of work are read after the last step. Pieces are named
-by the function that a lane is handed, and by its arguments where they tell the layer.
+As in `slideformer.measured_lanes`, timing events around each piece of work are read after the last step. Pieces are
+named by the function that a lane is handed, and by its arguments where they tell the layer.
 """
 
 import time
@@ -23,18 +23,21 @@ NAMES: dict[str, Callable[[tuple[Any, ...]], str]] = {  # by function; the rest 
     "block_backward": lambda args: f"backward {args[1]}",
     "head_loss_and_gradient": lambda args: "head",
     "add_head_loss": lambda args: "head",
+    "copy_shell": lambda args: "fetch shell",
     "copy_async": lambda args: "copy",
 }
 
 
 def name_of(lane: str, work: Callable[..., Any], args: tuple[Any, ...]) -> str:
     """What a person calls it: "forward 12", "fetch 13", "head"."""
+    function = getattr(work, "__name__", type(work).__name__)
+    if function in NAMES:
+        return NAMES[function](args)
     if lane == H2D and args and isinstance(args[0], int):  # the window's copy of a layer
         return f"fetch {args[0]}"
     if lane == H2D and len(args) == 1:  # the head's, which has no number
         return "fetch head"
-    function = getattr(work, "__name__", type(work).__name__)
-    return NAMES[function](args) if function in NAMES else function
+    return function
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ def summary(case: Case, breakdown: Breakdown, timing: StepTiming | None) -> str:
     step, share = breakdown.seconds / case.steps, 100 / breakdown.seconds
     predicted = f" (predicted {timing.seconds:.3f} s)" if timing else ""
     lines = [f"{case.model}, {case.sequences} x {case.length}: {step:.3f} s a step{predicted}, "
-             f"{case.tokens / step:,.0f} tokens/s", "lane       busy s a step   share   exposed  predicted busy"]  # fmt: skip
+             f"{case.tokens / step:,.0f} tokens/s",
+             "lane       busy s a step   share   exposed  predicted busy"]  # fmt: skip
     for lane in LANES:
         exposed = "" if lane == COMPUTE else f"{breakdown.exposed[lane] * share:.1f}%"
         planned = f"{timing.lanes[lane]:.3f}" if timing and lane in timing.lanes else "-"
@@ -78,5 +79,5 @@ def summary(case: Case, breakdown: Breakdown, timing: StepTiming | None) -> str:
     lines.append(f"bound: {breakdown.bound}" + (f" (predicted {timing.bound})" if timing else ""))
     if (tokens := breakdown.break_even_tokens(case.tokens)) and breakdown.busy[ADAMW]:
         beside = f" (predicted {timing.break_even_tokens:,.0f})" if timing else ""
-        lines.append(f"break-even: {tokens:,.0f} tokens a step{beside}; with fewer, AdamW takes longer than computation")
+        lines.append(f"break-even: {tokens:,.0f} tokens a step{beside}; below, AdamW takes longer than computation")
     return "\n".join(lines)
