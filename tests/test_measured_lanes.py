@@ -31,7 +31,7 @@ def test_work_that_is_not_over_is_not_waited_for():
     lane = MeasuredLane(InlineLane(), Later)
     lane.run(time.sleep, 0.01)
     lanes = inline_lanes(CPU)
-    spans = take_spans(type(lanes)(CPU, lane, lanes.h2d, lanes.d2h, lanes.start_worker))
+    spans = take_spans(type(lanes)(CPU, lane, lanes.h2d, lanes.d2h, lanes.update, lanes.start_worker))
     assert len(spans.compute) == 1 and spans.compute_seconds == 0
 
 

@@ -10,7 +10,6 @@ from slideformer.bench.case import Case
 from slideformer.bench.recording import Recording
 from slideformer.bench.sliding import Subject, enforce
 from slideformer.bench.spans import ADAMW, COMPUTE, LANES, Breakdown, Span, break_down
-from slideformer.engine.engine import Engine
 from slideformer.engine.random_weights import random_weights
 from slideformer.plan.timing import StepTiming
 from slideformer.streams import lanes_for
@@ -34,7 +33,7 @@ def record(case: Case) -> tuple[list[Span], float, StepTiming | None]:
     enforce(case.gpu_budget_bytes)
     plan = subject.plan(case.sequences)
     recording = Recording(lanes_for(subject.device))
-    with Engine(subject.decoder, plan.sizes, subject.dtype, recording.lanes, threads=case.threads) as engine:
+    with subject.engine(plan, recording.lanes) as engine:
         recording.watch(engine.updates)
         engine.load(random_weights(engine, subject.config, 0))
         batches = [subject.batch(step) for step in range(1, case.warm_up + case.steps + 1)]
