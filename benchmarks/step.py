@@ -12,13 +12,11 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from pydantic import TypeAdapter
 from shapes import SHAPES
 
 from slideformer.metrics import host_peak_bytes
@@ -26,90 +24,22 @@ from slideformer.units import GIB, parse_bytes
 
 
 def sliding(case: dict[str, Any]) -> dict[str, Any]:
-    """Train a random model through the engine."""
-    from slideformer.data.batches import collate
-    from slideformer.data.examples import Example
-    from slideformer.engine.engine import Engine
-    from slideformer.engine.measure import measure_work, model_sizes
-    from slideformer.engine.operations import count_operations
-    from slideformer.engine.random_weights import random_weights
-    from slideformer.kernels.liger import apply_liger
-    from slideformer.models.architecture import Decoder
-    from slideformer.optim.adamw import AdamWStep
-    from slideformer.plan.machine import Machine, disk_budget_bytes, resident_bytes
-    from slideformer.plan.pace import pace_of_full_steps
-    from slideformer.plan.planner import Workload, make_plan
-    from slideformer.plan.rates import MachineRates
-    from slideformer.plan.table import render
-    from slideformer.plan.timing import predict
+    """Train a random model through the engine, as `slideformer bench` does."""
+    from slideformer.bench.case import Case
+    from slideformer.bench.sliding import measure
 
-    config, length, sequences = SHAPES[case["shape"]](), case["length"], case["sequences"]
-    device = torch.device("cuda")
-    decoder = Decoder(config, device, "sdpa", apply_liger)
-    workload = Workload(
-        sequences, length, case["clip"], case["micro_batch_size"], case["window_depth"], resident=case["resident"],
-        kept=case["kept"], optimizer_state=case["optimizer_state"],
+    same = ("sequences", "length", "steps", "warm_up", "micro_batch_size", "window_depth", "threads", "optimizer_state",
+            "resident", "kept", "offload_dir", "rates")  # fmt: skip
+    gpu, host = (parse_bytes(case[name]) if case[name] else None for name in ("gpu_budget", "host_budget"))
+    result = measure(
+        Case(
+            case["shape"], **{name: case[name] for name in same}, clipping=case["clip"], gpu_budget_bytes=gpu,
+            host_budget_bytes=host, device="cuda",
+        )
     )  # fmt: skip
-    pace = None
-    if case["rates"]:
-        operations = count_operations(Decoder(config, torch.device("cpu"), None), torch.bfloat16, fused=True)
-        rates = TypeAdapter(MachineRates).validate_python(case["rates"])
-        pace = pace_of_full_steps(operations, rates, sequences, length, torch.bfloat16, case["clip"])
-    machine = Machine.measure(device)
-    budget = parse_bytes(case["gpu_budget"]) if case["gpu_budget"] else None
-    gpu = machine.allocatable_bytes(budget)
-    if budget:
-        torch.cuda.set_per_process_memory_fraction(budget / torch.cuda.get_device_properties(0).total_memory)
-    work = measure_work(decoder, length, torch.bfloat16)
-    disk = disk_budget_bytes(Path(case["offload_dir"]), None) if case["offload_dir"] else None
-    host = parse_bytes(case["host_budget"]) if case["host_budget"] else machine.host_bytes
-    process = resident_bytes()
-    plan = make_plan(model_sizes(decoder), work, workload, torch.bfloat16, host, gpu, process, disk, pace)
-    if pace is not None:
-        tokens = pace.tokens_of(plan.sizes.micro_batch_size)
-        arguments = (tokens, pace.rates, torch.bfloat16, case["clip"], 1)
-        plan = replace(plan, timing=predict(plan.model, pace.operations, plan.sizes, *arguments))
-    print(render(plan), file=sys.stderr)
-
-    def batch(step: int):
-        g = torch.Generator().manual_seed(step)
-        ids = torch.randint(0, config.vocab_size, (sequences, length), generator=g, dtype=torch.int32)
-        return collate([Example(k, row, row) for k, row in enumerate(ids)], 0)
-
-    started = time.perf_counter()
-    offload_dir = Path(case["offload_dir"]) if case["offload_dir"] else None
-    with Engine(decoder, plan.sizes, torch.bfloat16, threads=case["threads"], offload_dir=offload_dir) as engine:
-        engine.load(random_weights(engine, config, 0))
-        torch.cuda.empty_cache()
-        loading = time.perf_counter() - started
-        torch.cuda.reset_peak_memory_stats()
-        results, seconds = [], []
-        for step in range(1, case["warm_up"] + case["steps"] + 1):
-            if step == case["warm_up"] + 1:
-                engine.drain()
-                begin = time.perf_counter()
-            hyper = AdamWStep(1e-5, 0.9, 0.999, 1e-8, 0.0, step)
-            t = time.perf_counter()
-            results.append(engine.train_step(batch(step), hyper, 1.0 if case["clip"] else None))
-            seconds.append(time.perf_counter() - t)
-        engine.drain()
-        elapsed = time.perf_counter() - begin
-        optimizer = results[-1].optimizer_seconds
-        return {
-            "tokens_per_second": case["steps"] * sequences * length / elapsed,
-            "step_seconds": elapsed / case["steps"],
-            "optimizer_seconds": optimizer,
-            "gparam_per_second": plan.model.parameters / 1e9 / optimizer,
-            "gpu_allocated_gib": torch.cuda.max_memory_allocated() / GIB,
-            "gpu_reserved_gib": torch.cuda.max_memory_reserved() / GIB,
-            "gpu_planned_gib": plan.device_peak_bytes / GIB,
-            "host_peak_gib": host_peak_bytes() / GIB,
-            "host_planned_gib": plan.host_peak_bytes / GIB,
-            "loading_seconds": loading,
-            "losses": [results[0].loss, results[-1].loss],
-            "plan": plan.as_json()["sizes"],
-            "predicted": None if plan.timing is None else plan.timing.as_json(),
-        }
+    sizes = {f"{name.removesuffix('_bytes')}_gib": v / GIB for name, v in result.items() if name.endswith("_bytes")}
+    speed = result["parameters"] / 1e9 / result["optimizer_seconds"]
+    return {**result, **sizes, "gparam_per_second": speed, "predicted": result["planned"]}
 
 
 def resident(case: dict[str, Any]) -> dict[str, Any]:

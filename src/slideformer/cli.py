@@ -1,4 +1,4 @@
-"""The command line: train, plan, probe, data, generate, report, doctor, export, demo, completion.
+"""The command line: train, plan, probe, bench, trace, data, generate, report, doctor, export, demo, completion.
 
 Heavy imports wait inside the commands, so that help and a misspelt setting answer at once.
 """
@@ -89,6 +89,31 @@ def _probe(arguments: argparse.Namespace, overrides: list[str]) -> None:
     print(json.dumps(rates.as_json(), indent=2) if arguments.json else render_rates(rates))
 
 
+def _bench(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    _no_overrides(overrides)
+    budgets = [None if budget == "none" else parse_bytes(budget) for budget in arguments.gpu_budget]
+    from slideformer.bench.case import Case
+    from slideformer.bench.command import bench
+
+    names = ("model", "length", "steps", "warm_up", "device", "threads")
+    shared = {name: getattr(arguments, name) for name in names} | {"clipping": arguments.clip}
+    cases = [Case(**shared, sequences=n, gpu_budget_bytes=b) for n in arguments.sequences for b in budgets]
+    results = bench(cases, arguments.json)
+    if all("error" in result for result in results):
+        raise SlideFormerError("no case could be measured", hint="the errors are under the table")
+
+
+def _trace(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    _no_overrides(overrides)
+    budget = parse_bytes(arguments.gpu_budget) if arguments.gpu_budget else None
+    from slideformer.bench.case import Case
+    from slideformer.bench.trace import trace
+
+    names = ("model", "sequences", "length", "steps", "warm_up", "device", "threads")
+    shared = {name: getattr(arguments, name) for name in names}
+    print(trace(Case(**shared, clipping=arguments.clip, gpu_budget_bytes=budget), arguments.out))
+
+
 def _data(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(arguments.config, overrides)
     from slideformer.reading import show_data
@@ -176,6 +201,18 @@ def _parser() -> argparse.ArgumentParser:
     probe.add_argument("--directory", type=Path, default=Path("."), help="whose disk is measured (default: this one)")
     probe.set_defaults(command=_probe)
 
+    bench = _measuring_command(commands, "bench", "measure training steps on this machine, random weights and tokens")
+    bench.add_argument("--sequences", type=_positive, nargs="+", default=[8, 32], help="of a step (default: 8 32)")
+    bench.add_argument("--gpu-budget", nargs="+", default=["none"], metavar="SIZE", help="sizes such as 24GiB, or none")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    bench.set_defaults(command=_bench)
+
+    trace = _measuring_command(commands, "trace", "record what runs when in a few steps, and say where the time went")
+    trace.add_argument("--sequences", type=_positive, default=8, help="of a step (default: 8)")
+    trace.add_argument("--gpu-budget", metavar="SIZE", help="GPU memory it may use, such as 24GiB")
+    trace.add_argument("--out", type=Path, default=Path("trace.json"), help="for Perfetto (default: trace.json)")
+    trace.set_defaults(command=_trace)
+
     data = _config_command(commands, "data", "show what a config trains on: samples, lengths, counts")
     data.add_argument("--samples", type=int, default=3, help="records to show in full (default: 3)")
     data.set_defaults(command=_data)
@@ -212,6 +249,20 @@ def _parser() -> argparse.ArgumentParser:
     completion.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
     completion.set_defaults(command=_completion)
     return parser
+
+
+def _measuring_command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, summary: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=summary, allow_abbrev=False)
+    command.add_argument("model", metavar="MODEL", help="a shape such as qwen3-4b, a model directory, or a hub id")
+    command.add_argument("--length", type=_positive, default=1024, help="tokens of a sequence (default: 1024)")
+    command.add_argument("--steps", type=_positive, default=3, help="that count (default: 3)")
+    command.add_argument("--warm-up", type=_positive, default=2, help="steps done before (default: 2)")
+    command.add_argument("--clip", action="store_true", help="clip gradients: updates wait for the norm")
+    command.add_argument("--threads", type=_positive, help="of the CPU optimizer (default: chosen)")
+    command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="where layers compute")
+    return command
 
 
 def _generate_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

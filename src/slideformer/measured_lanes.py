@@ -94,7 +94,7 @@ class BusySpans:
 
 def measured(lanes: Lanes) -> Lanes:
     """The same lanes, measured; `take_spans` must be called now and then, as spans add up until it is."""
-    compute, h2d, d2h = (MeasuredLane(lane, _mark_of(lane)) for lane in (lanes.compute, lanes.h2d, lanes.d2h))
+    compute, h2d, d2h = (MeasuredLane(lane, mark_of(lane)) for lane in (lanes.compute, lanes.h2d, lanes.d2h))
     return replace(lanes, compute=compute, h2d=h2d, d2h=d2h)
 
 
@@ -107,7 +107,8 @@ def take_spans(lanes: Lanes) -> BusySpans:
     return BusySpans(taken(lanes.compute), taken(lanes.h2d), taken(lanes.d2h))
 
 
-def _mark_of(lane: Lane) -> Callable[[], Mark]:
+def mark_of(lane: Lane) -> Callable[[], Mark]:
+    """What puts a mark into the lane's queue."""
     return partial(_timing_event, lane.stream) if isinstance(lane, StreamLane) else WallMark
 
 

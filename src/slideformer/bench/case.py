@@ -16,8 +16,10 @@ class Case:
         steps, warm_up: that count, and that are done before.
         gpu_budget_bytes, host_budget_bytes: None: what is free.
         micro_batch_size, window_depth, threads: None: chosen.
+        resident, kept: blocks whose state stays on the GPU, and of which nothing is recomputed; None: chosen.
+        offload_dir: where states may go that host memory does not hold; None: nowhere.
+        rates: a machine's, as `slideformer probe --json` prints them; None: this one's, if it was probed.
         matmul_flops: of this machine per second, sustained; None: measured first.
-        trace: a file for the counted steps' trace; None: no trace.
     """
 
     model: str
@@ -33,8 +35,11 @@ class Case:
     threads: int | None = None
     optimizer_state: OptimizerState = "fp32"
     device: Literal["auto", "cuda", "cpu"] = "auto"
+    resident: int | None = None
+    kept: int | None = None
+    offload_dir: str | None = None
+    rates: dict[str, Any] | None = None
     matmul_flops: float | None = None
-    trace: str | None = None
 
     @property
     def tokens(self) -> int:

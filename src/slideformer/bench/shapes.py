@@ -5,6 +5,10 @@ from typing import Any
 from transformers import LlamaConfig, Qwen3Config
 
 SHAPES: dict[str, Any] = {
+    "tiny": lambda: LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=256, tie_word_embeddings=True, max_position_embeddings=2048,
+    ),
     "smollm2-135m": lambda: LlamaConfig(
         hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
         vocab_size=49152, tie_word_embeddings=True, max_position_embeddings=8192,

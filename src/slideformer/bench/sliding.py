@@ -1,11 +1,15 @@
 """Measures the sliding engine on one case: builds it with random weights, trains a few steps, reads the counters."""
 
+import json
+import sys
 import time
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from slideformer.bench.case import Case
 from slideformer.bench.model_flops import step_flops
@@ -24,14 +28,14 @@ from slideformer.metrics import host_peak_bytes
 from slideformer.models.architecture import Decoder
 from slideformer.models.hub import read_config, resolve
 from slideformer.optim.adamw import AdamWStep
-from slideformer.plan.machine import Machine, resident_bytes
+from slideformer.plan.machine import Machine, disk_budget_bytes, resident_bytes
 from slideformer.plan.operations import ModelOperations, full_step
 from slideformer.plan.pace import pace_of_full_steps
 from slideformer.plan.planner import Plan, Workload, make_plan
 from slideformer.plan.probe import event_seconds, matmul_rate, wall_seconds
-from slideformer.plan.rates import cached_rates
+from slideformer.plan.rates import MachineRates, cached_rates
 from slideformer.plan.timing import NAMES, predict
-from slideformer.streams import lanes_for
+from slideformer.streams import Lanes, lanes_for
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -46,7 +50,7 @@ def measure(case: Case) -> dict[str, Any]:
     plan = bench.plan(case.sequences)
     started = time.perf_counter()
     lanes = measured(lanes_for(bench.device))
-    with Engine(bench.decoder, plan.sizes, bench.dtype, lanes, threads=case.threads) as engine:
+    with bench.engine(plan, lanes) as engine:
         engine.load(random_weights(engine, bench.config, 0))
         loading = time.perf_counter() - started
         results, elapsed, busy = bench.train(engine)
@@ -67,6 +71,7 @@ class Subject:
         self.case = case
         self.config = model_config(case.model)
         self.device, self.dtype = device_and_dtype(case.device, "auto")
+        self.offload_dir = Path(case.offload_dir) if case.offload_dir else None
         self.matmul_flops = case.matmul_flops or measured_matmul_flops(self.device, self.dtype)
         self.fused = choose_kernels("auto", self.device.type) == "liger"
         self.decoder = Decoder(self.config, self.device, "sdpa", apply_liger if self.fused else None)
@@ -85,22 +90,28 @@ class Subject:
         case = self.case
         workload = Workload(
             sequences, case.length, case.clipping, case.micro_batch_size, case.window_depth,
-            optimizer_state=case.optimizer_state,
+            resident=case.resident, kept=case.kept, optimizer_state=case.optimizer_state,
         )  # fmt: skip
-        machine, rates = Machine.measure(self.device), cached_rates()
+        machine = Machine.measure(self.device)
+        rates = TypeAdapter(MachineRates).validate_python(case.rates) if case.rates else cached_rates()
         if rates is not None and rates.has_gpu != (self.device.type != "cpu"):
             rates = None
         pace = pace_of_full_steps(self.operations, rates, sequences, case.length, self.dtype, case.clipping)
         plan = make_plan(
             model_sizes(self.decoder), measure_work(self.decoder, case.length, self.dtype), workload, self.dtype,
             case.host_budget_bytes or machine.host_bytes, machine.allocatable_bytes(case.gpu_budget_bytes),
-            resident_bytes(), None, pace,
+            resident_bytes(), disk_budget_bytes(self.offload_dir, None) if self.offload_dir else None, pace,
         )  # fmt: skip
         if pace is None:
             return plan
-        tokens = full_step(sequences, case.length)
+        tokens = pace.tokens_of(plan.sizes.micro_batch_size)
         timing = predict(plan.model, pace.operations, plan.sizes, tokens, pace.rates, self.dtype, case.clipping, 1)
         return replace(plan, timing=timing)
+
+    def engine(self, plan: Plan, lanes: Lanes) -> Engine:
+        """Still without weights."""
+        case = self.case
+        return Engine(self.decoder, plan.sizes, self.dtype, lanes, threads=case.threads, offload_dir=self.offload_dir)
 
     def batch(self, step: int) -> Batch:
         """Random tokens, all of them trained."""
@@ -108,6 +119,11 @@ class Subject:
         shape = (self.case.sequences, self.case.length)
         ids = torch.randint(0, self.decoder.vocabulary, shape, generator=generator, dtype=torch.int32)
         return collate([Example(k, row, row) for k, row in enumerate(ids)], 0)
+
+    def step(self, engine: Engine, batch: Batch, number: int) -> StepResult:
+        """One step, counted from 1."""
+        hyper = AdamWStep(1e-5, 0.9, 0.999, 1e-8, 0.0, number)
+        return engine.train_step(batch, hyper, 1.0 if self.case.clipping else None)
 
     def train(self, engine: Engine) -> tuple[list[StepResult], float, BusySpans]:
         """(all results, seconds from the first counted step until the last update has run, lanes in that time)."""
@@ -122,8 +138,7 @@ class Subject:
                 engine.drain()
                 take_spans(engine.lanes)
                 begun = time.perf_counter()
-            hyper = AdamWStep(1e-5, 0.9, 0.999, 1e-8, 0.0, step)
-            results.append(engine.train_step(batch, hyper, 1.0 if case.clipping else None))
+            results.append(self.step(engine, batch, step))
         engine.drain()
         elapsed = time.perf_counter() - begun
         return results, elapsed, take_spans(engine.lanes)
@@ -180,3 +195,7 @@ def _bytes(device: torch.device, plan: Plan) -> dict[str, Any]:
         result["gpu_reserved_bytes"] = torch.cuda.max_memory_reserved()
         result["gpu_planned_bytes"] = plan.device_peak_bytes
     return result
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Case(**json.loads(sys.argv[1])))))

@@ -19,7 +19,7 @@ from slideformer.engine.sampling import Decoding
 from slideformer.engine.snapshot import Snapshot
 from slideformer.engine.step import train_step
 from slideformer.engine.step_result import StepResult
-from slideformer.engine.updates import StepUpdates
+from slideformer.engine.updates import StepUpdates, Updates
 from slideformer.errors import EngineFailed
 from slideformer.kernels.attention import preferred_attention
 from slideformer.layout import FlatLayout
@@ -181,6 +181,11 @@ class Engine:
         from slideformer.engine.pretrained import save_engine
 
         save_engine(self, Path(directory))
+
+    @property
+    def updates(self) -> Updates:
+        """The optimizer's queue, for instruments."""
+        return self._machinery.updates
 
     def train_step(
         self,
