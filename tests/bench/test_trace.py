@@ -57,5 +57,8 @@ def _weights(record: bool) -> dict[str, torch.Tensor]:
             subject.step(engine, subject.batch(step), step)
         engine.drain()
         assert bool(recording.spans()) == record
-        tensors = {(unit, k): t for unit, state in engine.states.items() for k, t in state.tensors().items()}
-        return {f"{unit} {k}": t.clone() for (unit, k), t in tensors.items()}
+        found = {}
+        for unit, state in engine.states.items():
+            with state.opened(change=False) as whole:
+                found |= {f"{unit} {name}": tensor.clone() for name, tensor in whole.tensors().items()}
+        return found
