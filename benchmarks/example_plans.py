@@ -18,7 +18,9 @@ from slideformer.elsewhere import GPU_PROCESS_BYTES, work_there
 from slideformer.engine.measure import measure_work, model_sizes
 from slideformer.models.architecture import Decoder
 from slideformer.plan.machine import Machine
-from slideformer.plan.planner import Plan, Workload, make_plan
+from slideformer.plan.plan import Plan, Workload
+from slideformer.plan.planner import make_plan
+from slideformer.plan.table import render
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SHAPE_OF_MODEL = {
@@ -68,7 +70,7 @@ def estimate(
 
 def with_plan(text: str, plan: Plan) -> str:
     """`text` with the plan in its comments, in place of the one there or behind the first block of comments."""
-    lines = [part for line in str(plan).splitlines() for part in wrap(line, 118, drop_whitespace=False)]
+    lines = [part for line in render(plan).splitlines() for part in wrap(line, 118, drop_whitespace=False)]
     block = TITLE + "".join(f"# {line}".rstrip() + "\n" for line in lines) + END
     if START in text:
         before, _, rest = text.partition(START)

@@ -30,7 +30,8 @@ from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.inference import plan_inference
 from slideformer.plan.machine import Machine, resident_bytes
-from slideformer.plan.planner import Workload, make_plan
+from slideformer.plan.plan import Workload
+from slideformer.plan.planner import make_plan
 from slideformer.units import parse_bytes
 
 

@@ -36,7 +36,8 @@ from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
 from slideformer.panel import LivePanel
 from slideformer.plan.machine import Machine, resident_bytes
-from slideformer.plan.planner import Plan, Workload, make_plan
+from slideformer.plan.plan import Plan, Workload
+from slideformer.plan.planner import make_plan
 from slideformer.recorder import Recorder
 from slideformer.run_directory import RunDirectory
 from slideformer.streams import Lanes, lanes_for

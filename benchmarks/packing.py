@@ -45,7 +45,8 @@ def train(case: dict[str, Any]) -> dict[str, Any]:
     from slideformer.models.architecture import Decoder
     from slideformer.optim.adamw import AdamWStep
     from slideformer.plan.machine import Machine, resident_bytes
-    from slideformer.plan.planner import Workload, make_plan
+    from slideformer.plan.plan import Workload
+    from slideformer.plan.planner import make_plan
 
     packed, length = case["rows"] == "packed", case["length"]
     config, device = SHAPES[case["shape"]](), torch.device(case["device"])

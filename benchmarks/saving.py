@@ -45,7 +45,9 @@ from slideformer.metrics import host_peak_bytes  # noqa: E402
 from slideformer.models.architecture import Decoder  # noqa: E402
 from slideformer.optim.adamw import AdamWStep  # noqa: E402
 from slideformer.plan.machine import Machine, resident_bytes  # noqa: E402
-from slideformer.plan.planner import Plan, Workload, make_plan  # noqa: E402
+from slideformer.plan.plan import Plan, Workload  # noqa: E402
+from slideformer.plan.planner import make_plan  # noqa: E402
+from slideformer.plan.table import render  # noqa: E402
 from slideformer.saving import give_way  # noqa: E402
 from slideformer.storage.checkpoint import find_checkpoints, restore, write_checkpoint  # noqa: E402
 from slideformer.storage.manifest import Data, RunFacts, read_manifest  # noqa: E402
@@ -159,7 +161,7 @@ def save(arguments: argparse.Namespace) -> dict[str, Any]:
     """Rounds of the three kinds."""
     case = Case(arguments)
     plan = case.plan()
-    print(plan, file=sys.stderr)
+    print(render(plan), file=sys.stderr)
     with case.engine(plan) as engine:
         engine.load(random_weights(engine, case.config, 0))
         turns = Turns(case, engine, Path(arguments.directory))

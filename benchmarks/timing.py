@@ -31,7 +31,8 @@ from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.machine import Machine, resident_bytes
 from slideformer.plan.operations import full_step
-from slideformer.plan.planner import Workload, make_plan
+from slideformer.plan.plan import Workload
+from slideformer.plan.planner import make_plan
 from slideformer.plan.probe import probe
 from slideformer.plan.rates import MachineRates, read_machine
 from slideformer.plan.sizes import Sizes

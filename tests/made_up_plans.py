@@ -7,7 +7,8 @@ import torch
 from slideformer.layout import FlatLayout
 from slideformer.plan.footprint import ModelSizes, Work
 from slideformer.plan.pace import Pace
-from slideformer.plan.planner import Plan, Workload, make_plan
+from slideformer.plan.plan import Plan, Workload
+from slideformer.plan.planner import make_plan
 from slideformer.units import MIB, parse_bytes
 
 BLOCKS, WIDTH, VOCABULARY = 12, 1024, 32000

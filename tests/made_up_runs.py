@@ -13,7 +13,7 @@ from made_up_plans import plan
 from slideformer.config import Config
 from slideformer.data.examples import DataReport
 from slideformer.optim.lr import learning_rate_at
-from slideformer.plan.planner import Plan
+from slideformer.plan.plan import Plan
 
 MODEL = "A made-up model"
 PROMPTS = {

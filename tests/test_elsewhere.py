@@ -16,6 +16,7 @@ from slideformer.errors import ConfigError
 from slideformer.job import plan_for
 from slideformer.plan import rates
 from slideformer.plan.rates import MachineRates, store_rates
+from slideformer.plan.table import render
 from slideformer.units import GIB
 
 
@@ -60,7 +61,7 @@ def test_seconds_choose_the_plan_and_the_config_pins_it(config: Path):
     chosen, slid = (plan_for(load_config(config, pins), machine()) for pins in ([], ["--resident=0", "--kept=1"]))
     assert chosen.sizes.resident_ends and chosen.sizes.resident and (slid.sizes.resident, slid.sizes.kept) == (0, 1)
     assert chosen.timing and slid.timing and chosen.timing.seconds < slid.timing.seconds
-    assert "updated on the GPU, where their state stays" in str(chosen)
+    assert "updated on the GPU, where their state stays" in render(chosen)
 
 
 def test_the_type_is_the_machine_s_or_the_config_s():

@@ -10,7 +10,7 @@ from slideformer.engine.operations import count_operations
 from slideformer.models.architecture import Decoder
 from slideformer.plan.operations import StepTokens
 from slideformer.plan.pace import Pace
-from slideformer.plan.planner import Plan
+from slideformer.plan.plan import Plan
 from slideformer.plan.rates import MachineRates
 from slideformer.plan.timing import NAMES, StepTiming, predict
 

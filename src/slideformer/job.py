@@ -24,7 +24,7 @@ from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.lr import learning_rate_at, warmup_step_count
 from slideformer.plan.machine import Machine, disk_budget_bytes
 from slideformer.plan.pace import Pace
-from slideformer.plan.planner import Plan
+from slideformer.plan.plan import Plan
 from slideformer.plan.rates import MachineRates, cached_rates
 from slideformer.planning import plan_run
 from slideformer.prompts import Prompts

@@ -10,7 +10,8 @@ import torch
 from slideformer.errors import DoesNotFit
 from slideformer.job import Job, plan_within
 from slideformer.plan.machine import resident_bytes
-from slideformer.plan.planner import Plan
+from slideformer.plan.plan import Plan
+from slideformer.plan.table import render
 from slideformer.units import MIB, format_bytes
 
 SHARES = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of what was planned, tried in turn
@@ -32,7 +33,7 @@ def explained_out_of_memory(job: Job) -> Iterator[None]:
         traceback.clear_frames(error.__traceback__)
     release_memory()
     planned = format_bytes(_planned_bytes(job.plan))
-    message = f"the device ran out of memory, although {planned} were planned: {reason}\n{job.plan}"
+    message = f"the device ran out of memory, although {planned} were planned: {reason}\n{render(job.plan)}"
     raise DoesNotFit(message, _remedy(job)) from None
 
 

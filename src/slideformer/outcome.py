@@ -6,7 +6,7 @@ import torch
 
 from slideformer.events import Listener
 from slideformer.metrics import StepStats, host_peak_bytes
-from slideformer.plan.planner import Plan
+from slideformer.plan.plan import Plan
 from slideformer.units import format_bytes
 
 

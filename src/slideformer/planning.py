@@ -17,7 +17,8 @@ from slideformer.models.architecture import Decoder
 from slideformer.plan.footprint import Answers
 from slideformer.plan.machine import Machine, resident_bytes
 from slideformer.plan.pace import Pace
-from slideformer.plan.planner import Plan, Workload, make_plan
+from slideformer.plan.plan import Plan, Workload
+from slideformer.plan.planner import make_plan
 from slideformer.plan.rates import MachineRates
 from slideformer.prompts import Prompts
 from slideformer.reading import batch_stream

@@ -27,7 +27,7 @@ from slideformer.models.meta import build_on_meta
 from slideformer.models.stream_in import stream_in
 from slideformer.out_of_memory import explained_out_of_memory
 from slideformer.outcome import StepTimes, predicted_against_measured
-from slideformer.plan.table import NO_RATES
+from slideformer.plan.table import NO_RATES, render
 from slideformer.progress import progress
 from slideformer.reading import load_tokenizer
 from slideformer.recorder import Recorder
@@ -181,7 +181,7 @@ def _introduce(job: Job) -> None:
         print(trained)
     if config.parity_check:
         print(check_parity(job.model_config, config.trust_remote_code, config.packing))
-    print(job.plan if job.plan.timing else f"{job.plan}\n{NO_RATES}")
+    print(render(job.plan) if job.plan.timing else f"{render(job.plan)}\n{NO_RATES}")
 
 
 def _trained(job: Job) -> str | None:

@@ -23,7 +23,8 @@ from tiny_runs import (
     tiny_engine,
 )
 
-from slideformer.engine.engine import Engine, layouts
+from slideformer.engine.engine import Engine
+from slideformer.engine.layouts import layouts
 from slideformer.errors import EngineFailed, NonFinite, WorkerFailed
 from slideformer.optim.adamw import LayerAdam
 from slideformer.schedule_fuzzer import fuzzed_lanes

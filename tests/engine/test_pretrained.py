@@ -6,7 +6,7 @@ from made_up_machines import machine
 from tiny_models import tiny_config
 
 from slideformer.engine import pretrained
-from slideformer.plan.planner import Workload
+from slideformer.plan.plan import Workload
 from slideformer.plan.rates import MachineRates
 
 

@@ -14,7 +14,8 @@ from slideformer.errors import ConfigError, DoesNotFit
 from slideformer.plan.choice import SAME, first, halvings, last
 from slideformer.plan.footprint import ModelSizes
 from slideformer.plan.pace import Pace, pace_of_full_steps
-from slideformer.plan.planner import Plan, Workload, make_plan
+from slideformer.plan.plan import Plan, Workload
+from slideformer.plan.planner import make_plan
 from slideformer.plan.sizes import Sizes
 from slideformer.units import GIB, MIB
 

@@ -11,7 +11,8 @@ from slideformer.engine.measure import measure_work, model_sizes
 from slideformer.errors import DoesNotFit
 from slideformer.memory.window import slot_numel
 from slideformer.plan.footprint import ModelSizes, Work, device_bytes
-from slideformer.plan.planner import Plan, Workload, make_plan
+from slideformer.plan.plan import Plan, Workload
+from slideformer.plan.planner import make_plan
 
 BF16 = torch.bfloat16
 WORK = Work(block_bytes=1 << 12, block_fixed_bytes=1 << 12, inputs_bytes=64, logit_bytes=6 * 8192, workspace_bytes=0)

@@ -10,6 +10,7 @@ from made_up_timings import BACKWARD, FORWARD, MODEL, timing
 
 from slideformer.plan.operations import BlockOperations, ModelOperations, full_step
 from slideformer.plan.schedule import play
+from slideformer.plan.table import render
 from slideformer.plan.timing import slowdown, step_work
 from slideformer.plan.timing_table import render_timing
 
@@ -120,7 +121,7 @@ def test_the_table_names_bound_rate_and_duration():
 
 def test_the_plan_carries_its_timing():
     chosen = replace(plan(), timing=timing())
-    assert render_timing(timing()) in str(chosen) and "busy" not in str(plan())
+    assert render_timing(timing()) in render(chosen) and "busy" not in render(plan())
     values = chosen.as_json()["timing"]
     assert values["lanes"].keys() == {"compute", "h2d", "d2h", "adamw"} and values["bound"] in values["faster"]
     assert values["run_seconds"] == pytest.approx(100 * values["seconds"]) and "schedule" not in values

@@ -31,7 +31,8 @@ from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.machine import Machine, disk_budget_bytes, resident_bytes
 from slideformer.plan.operations import ModelOperations, full_step
 from slideformer.plan.pace import pace_of_full_steps
-from slideformer.plan.planner import Plan, Workload, make_plan
+from slideformer.plan.plan import Plan, Workload
+from slideformer.plan.planner import make_plan
 from slideformer.plan.probe import event_seconds, matmul_rate, wall_seconds
 from slideformer.plan.rates import MachineRates, cached_rates
 from slideformer.plan.timing import NAMES, predict

@@ -14,7 +14,8 @@ from slideformer.engine.custom_loss import TokenLoss, head_passes
 from slideformer.engine.durable import durable_states
 from slideformer.engine.evaluate import Evaluation, evaluate
 from slideformer.engine.generate import OnToken, batching_for, generate
-from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, UNUSED, Machinery
+from slideformer.engine.layouts import layouts
+from slideformer.engine.machinery import Machinery
 from slideformer.engine.sampling import Decoding
 from slideformer.engine.snapshot import Snapshot
 from slideformer.engine.step import train_step
@@ -22,7 +23,6 @@ from slideformer.engine.step_result import StepResult
 from slideformer.engine.updates import StepUpdates, Updates
 from slideformer.errors import EngineFailed
 from slideformer.kernels.attention import preferred_attention
-from slideformer.layout import FlatLayout
 from slideformer.memory.device_state import units_on_device
 from slideformer.memory.disk_state import units_on_disk
 from slideformer.memory.host import HostAllocator, LayerState
@@ -30,7 +30,7 @@ from slideformer.memory.snapshot import SnapshotMemory
 from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.threads import cpu_threads
-from slideformer.plan.planner import Workload
+from slideformer.plan.plan import Workload
 from slideformer.plan.sizes import OptimizerState, Sizes
 from slideformer.storage.checkpoint import UnitState
 from slideformer.streams import Lanes, lanes_for
@@ -386,23 +386,3 @@ def optimizer_threads(on_accelerator: bool) -> int:
     """One thread submits forward, another (autograd's) backward: neither should wait for a core."""
     available = cpu_threads()
     return available - 2 if on_accelerator and available > 4 else available
-
-
-def layouts(decoder: Decoder) -> dict[str, FlatLayout]:
-    """Unit -> flat layout, in the order in which a forward pass uses them."""
-    units = {
-        EMBEDDING: {decoder.embedding_name: (decoder.vocabulary, decoder.embedding_width)},
-        SHELL: decoder.shell_shapes,
-    }
-    unused = {UNUSED: decoder.unused_shapes} if decoder.unused_shapes else {}
-    blocks = {name: decoder.block_shapes(i) for i, name in enumerate(decoder.block_names)}
-    head = {} if decoder.tied else {HEAD: {decoder.head_name: decoder.head_shape}}
-
-    def layout(unit: str, shapes: Mapping[str, tuple[int, ...]]) -> FlatLayout:
-        prefix = f"{unit}." if unit in blocks else ""
-        undecayed, frozen = (
-            {name for name in shapes if prefix + name in names} for names in (decoder.undecayed, decoder.frozen)
-        )
-        return FlatLayout(shapes, undecayed, frozen)
-
-    return {unit: layout(unit, shapes) for unit, shapes in {**units, **blocks, **head, **unused}.items()}

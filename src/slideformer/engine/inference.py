@@ -7,8 +7,8 @@ from torch import Tensor
 
 from slideformer.data.batches import Batch
 from slideformer.engine.compute import MicroBatch, Weights
-from slideformer.engine.engine import layouts
 from slideformer.engine.generate import OnToken, batching_for, generate
+from slideformer.engine.layouts import layouts
 from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL
 from slideformer.engine.sampling import Decoding
 from slideformer.engine.send_batches import send_batches

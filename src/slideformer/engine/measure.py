@@ -7,7 +7,7 @@ from torch import Tensor
 
 from slideformer.data.batches import Batch
 from slideformer.engine import compute
-from slideformer.engine.engine import layouts
+from slideformer.engine.layouts import layouts
 from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL
 from slideformer.engine.send_batches import documents_on
 from slideformer.engine.tape import Level

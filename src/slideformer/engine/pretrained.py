@@ -18,7 +18,8 @@ from slideformer.models.stream_in import stream_in
 from slideformer.models.stream_out import stream_out
 from slideformer.plan.machine import Machine, disk_budget_bytes, resident_bytes
 from slideformer.plan.pace import Pace, pace_of_full_steps
-from slideformer.plan.planner import Plan, Workload, make_plan
+from slideformer.plan.plan import Plan, Workload
+from slideformer.plan.planner import make_plan
 from slideformer.plan.rates import cached_rates
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from slideformer.plan.sizes import Sizes
 from slideformer.units import format_bytes, gib_that_hold
 
 if TYPE_CHECKING:
-    from slideformer.plan.planner import Plan
+    from slideformer.plan.plan import Plan
 
     PlanOf = Callable[[Sizes], Plan]
 

@@ -9,7 +9,7 @@ from slideformer.plan.timing_table import LANE_NAMES, format_step
 from slideformer.units import GIB, MIB
 
 if TYPE_CHECKING:
-    from slideformer.plan.planner import Plan
+    from slideformer.plan.plan import Plan
 
 COLOURS = {
     "forward": "#9ecae1", "backward": "#3182bd", "head": "#fdae6b", "fetch": "#a1d99b", "inputs": "#a1d99b",

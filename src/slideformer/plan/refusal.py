@@ -10,7 +10,7 @@ from slideformer.units import format_bytes, gib_that_hold
 
 if TYPE_CHECKING:
     from slideformer.plan.offloading import PlanOf
-    from slideformer.plan.planner import Plan, Workload
+    from slideformer.plan.plan import Plan, Workload
 
 
 def least_demanding(plans: "list[Plan]") -> "Plan":

@@ -10,7 +10,7 @@ from slideformer.plan.timing_table import render_timing
 from slideformer.units import format_bytes
 
 if TYPE_CHECKING:
-    from slideformer.plan.planner import Plan
+    from slideformer.plan.plan import Plan
 
 NO_RATES = "seconds: this machine's rates are not known; `slideformer probe` measures them once, in less than a minute"
 
