@@ -63,14 +63,14 @@ def _plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(arguments.config, overrides)
     from slideformer.job import plan_for
     from slideformer.plan.rates import read_machine
-    from slideformer.plan.table import NO_RATES
+    from slideformer.plan.table import NO_RATES, render
 
     plan = plan_for(config, read_machine(arguments.machine) if arguments.machine else None)
     if arguments.plot:
         from slideformer.plan.plot import write_picture
 
         write_picture(plan, arguments.plot)
-    print(json.dumps(plan.as_json(), indent=2) if arguments.json else plan)
+    print(json.dumps(plan.as_json(), indent=2) if arguments.json else render(plan))
     if plan.timing is None and not arguments.json:
         print(NO_RATES)
 
