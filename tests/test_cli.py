@@ -24,9 +24,6 @@ class FakePlan:
     gpu_bytes: int
     timing = "known"  # no field: it is not printed
 
-    def __str__(self) -> str:
-        return "a table"
-
     def as_json(self) -> dict[str, int]:
         return asdict(self)
 
@@ -55,6 +52,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     demo.run = lambda **arguments: made.append(("demo", arguments))
     for module in (trainer, job, reading, saving, demo):
         monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("slideformer.plan.table.render", lambda plan: "a table")
     return made
 
 
