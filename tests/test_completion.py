@@ -39,7 +39,7 @@ def press_tab(script: Path, *words: str) -> set[str]:
 
 @pytest.mark.parametrize("script", ["bash"], indirect=True)
 def test_bash_completes_commands_settings_and_their_values(script: Path):
-    assert press_tab(script, "tr") == {"train"}
+    assert press_tab(script, "tr") == {"train", "trace"}
     assert press_tab(script, "train", "run.yaml", "--learn") == {"--learning_rate"}
     assert press_tab(script, "plan", "run.yaml", "--budget.g") == {"--budget.gpu"}
     assert press_tab(script, "train", "run.yaml", "--data.train_on", "") == {"assistant", "last", "everything"}
