@@ -1,5 +1,6 @@
 """Bytes and durations as people read and write them."""
 
+import math
 import re
 
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
@@ -39,7 +40,9 @@ def gib_that_hold(size_bytes: int) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """75 -> '1:15', 4000 -> '1:06:40'."""
+    """75 -> '1:15', 4000 -> '1:06:40'; what is no number of seconds, or a sum too large to be one, -> '?'."""
+    if not math.isfinite(seconds):
+        return "?"
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

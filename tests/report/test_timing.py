@@ -34,3 +34,12 @@ def test_longer_runs_say_what_is_usual(tmp_path: Path):
 def test_steps_without_a_time(tmp_path: Path):
     write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 2.0}])
     assert timing(read_run(tmp_path)) is None
+
+
+def test_evaluations_whose_seconds_are_no_number_do_not_count(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "seconds": 3.0}\n')
+    (tmp_path / "evals.jsonl").write_text(
+        "".join(f'{{"step": 1, "seconds": {value}}}\n' for value in ("NaN", "Infinity", 30, "1e308", "1e308"))
+    )
+    found = timing(read_run(tmp_path))
+    assert found and found.facts[-1] == ("3 evaluations", "?")

@@ -61,6 +61,6 @@ def _facts(run: RunData, seconds: Sequence[float], there: Sequence[float]) -> li
         facts.append(("a step, median", f"{format_number(tenths[4])} s"))
         facts.append(("8 of 10 steps", f"{format_number(tenths[0])} to {format_number(tenths[8])} s"))
     facts.append((f"slowest, step {run.steps[slowest].step:,}", f"{format_number(seconds[slowest])} s"))
-    if spent := [evaluation.seconds for evaluation in run.evaluations if evaluation.seconds is not None]:
+    if spent := [e.seconds for e in run.evaluations if e.seconds is not None and math.isfinite(e.seconds)]:
         facts.append((f"{len(spent):,} evaluations", format_seconds(sum(spent))))
     return facts
