@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from slideformer.config import Config, load_config
 from slideformer.data.chat import IGNORED
-from slideformer.job import Job, hyper_at, prepare
-from slideformer.run_directory import read_metrics
-from slideformer.trainer import Trainer
+from slideformer.listeners.run_directory import read_metrics
+from slideformer.prepare.job import Job, hyper_at, prepare
+from slideformer.run.trainer import Trainer
+from slideformer.settings.config import Config, load_config
 
 WAYS = ("plain cuda bf16", "engine cuda bf16", "plain cuda fp32", "engine cuda fp32", "engine cpu fp32")
 

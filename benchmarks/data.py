@@ -15,7 +15,7 @@ from pathlib import Path
 
 from slideformer.data.batches import BatchStream
 from slideformer.data.load import Encoding, load_data
-from slideformer.data_settings import Source
+from slideformer.settings.data import Source
 
 TEXT = "the of a model layer window gradient memory weights slides over and streams computes behind exactly once"
 FORMATS = ("messages", "conversations", "completion", "text")

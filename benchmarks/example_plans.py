@@ -13,14 +13,14 @@ from textwrap import wrap
 import torch
 from shapes import SHAPES
 
-from slideformer.config import Config, load_config
-from slideformer.elsewhere import GPU_PROCESS_BYTES, work_there
 from slideformer.engine.measure import measure_work, model_sizes
 from slideformer.models.architecture import Decoder
 from slideformer.plan.machine import Machine
 from slideformer.plan.plan import Plan, Workload
 from slideformer.plan.planner import make_plan
 from slideformer.plan.table import render
+from slideformer.prepare.elsewhere import GPU_PROCESS_BYTES, work_there
+from slideformer.settings.config import Config, load_config
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SHAPE_OF_MODEL = {

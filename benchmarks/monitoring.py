@@ -22,25 +22,25 @@ from rich.console import Console
 from shapes import SHAPES
 from transformers import LlamaConfig, TrainerCallback
 
-from slideformer.callbacks.trackers import tracker_callbacks
-from slideformer.callbacks.transformers_callbacks import HuggingFaceListener
 from slideformer.data.batches import Batch
 from slideformer.engine.engine import Engine
 from slideformer.engine.measure import measure_work, model_sizes
 from slideformer.engine.random_weights import random_weights
-from slideformer.events import Listener, Listeners, Wishes
 from slideformer.kernels.liger import apply_liger, choose_kernels
-from slideformer.measured_lanes import MeasuredLane, measured, take_spans
-from slideformer.metrics import RunRecord
+from slideformer.lanes.lanes import Lanes, lanes_for
+from slideformer.lanes.measured import MeasuredLane, measured, take_spans
+from slideformer.listeners.events import Listener, Listeners, Wishes
+from slideformer.listeners.metrics import RunRecord
+from slideformer.listeners.panel import LivePanel
+from slideformer.listeners.run_directory import RunDirectory
+from slideformer.listeners.trackers import tracker_callbacks
+from slideformer.listeners.transformers_callbacks import HuggingFaceListener
 from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
-from slideformer.panel import LivePanel
 from slideformer.plan.machine import Machine, resident_bytes
 from slideformer.plan.plan import Plan, Workload
 from slideformer.plan.planner import make_plan
-from slideformer.recorder import Recorder
-from slideformer.run_directory import RunDirectory
-from slideformer.streams import Lanes, lanes_for
+from slideformer.run.recorder import Recorder
 from slideformer.units import parse_bytes
 
 SHAPES["tiny"] = lambda: LlamaConfig(

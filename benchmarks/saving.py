@@ -41,14 +41,14 @@ from slideformer.engine.engine import Engine  # noqa: E402
 from slideformer.engine.measure import measure_work, model_sizes  # noqa: E402
 from slideformer.engine.random_weights import random_weights  # noqa: E402
 from slideformer.kernels.liger import apply_liger, choose_kernels  # noqa: E402
-from slideformer.metrics import host_peak_bytes  # noqa: E402
+from slideformer.listeners.metrics import host_peak_bytes  # noqa: E402
 from slideformer.models.architecture import Decoder  # noqa: E402
 from slideformer.optim.adamw import AdamWStep  # noqa: E402
 from slideformer.plan.machine import Machine, resident_bytes  # noqa: E402
 from slideformer.plan.plan import Plan, Workload  # noqa: E402
 from slideformer.plan.planner import make_plan  # noqa: E402
 from slideformer.plan.table import render  # noqa: E402
-from slideformer.saving import give_way  # noqa: E402
+from slideformer.run.saving import give_way  # noqa: E402
 from slideformer.storage.checkpoint import find_checkpoints, restore, write_checkpoint  # noqa: E402
 from slideformer.storage.manifest import Data, RunFacts, read_manifest  # noqa: E402
 from slideformer.units import GIB, parse_bytes  # noqa: E402

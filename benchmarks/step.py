@@ -19,7 +19,7 @@ import torch
 import transformers
 from shapes import SHAPES
 
-from slideformer.metrics import host_peak_bytes
+from slideformer.listeners.metrics import host_peak_bytes
 from slideformer.units import GIB, parse_bytes
 
 

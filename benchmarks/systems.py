@@ -18,7 +18,7 @@ from torch import Tensor
 
 from slideformer.bench.case import Case
 from slideformer.bench.sliding import enforce, measure, measured_matmul_flops, model_config
-from slideformer.metrics import host_peak_bytes
+from slideformer.listeners.metrics import host_peak_bytes
 
 Builder = Callable[[Any, torch.device, int, int], Step]  # configuration, device, sequences and micro-batches of a step
 

@@ -17,9 +17,9 @@ from rich.console import Console, RenderableType
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
-from slideformer.metrics import RunRecord
-from slideformer.panel import RunView
-from slideformer.run_directory import METRICS, RUN, read_metrics
+from slideformer.listeners.metrics import RunRecord
+from slideformer.listeners.panel import RunView
+from slideformer.listeners.run_directory import METRICS, RUN, read_metrics
 
 DOCS = Path(__file__).parent
 COLUMNS = 92

@@ -1,7 +1,7 @@
 """The reference pages, made from the code whenever the site is built (hooks of mkdocs; nothing is written to docs/).
 
-Settings come from `slideformer.config`, commands from the argument parser, errors from `slideformer.errors`, examples
-and the changelog from their files.
+Settings come from `slideformer.settings.config`, commands from the argument parser, errors from `slideformer.errors`,
+examples and the changelog from their files.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from slideformer import cli, errors
-from slideformer.config import setting_fields
-from slideformer.config_file import SOURCE_PREFIXES
-from slideformer.data_settings import Source
-from slideformer.setting_words import expected, in_yaml
+from slideformer.settings.config import setting_fields
+from slideformer.settings.config_file import SOURCE_PREFIXES
+from slideformer.settings.data import Source
+from slideformer.settings.words import expected, in_yaml
 
 if TYPE_CHECKING:
     from mkdocs.structure.files import Files  # pyright: ignore[reportMissingImports]  # only where the site is built

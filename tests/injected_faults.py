@@ -15,6 +15,7 @@ import torch
 from slideformer.engine import compute
 from slideformer.engine.sampling import Sampler
 from slideformer.engine.updates import Updates
+from slideformer.lanes.lanes import Lanes
 from slideformer.memory.activations import ActivationStore
 from slideformer.memory.embedding import EmbeddingTable
 from slideformer.memory.feed import TokenFeed
@@ -25,7 +26,6 @@ from slideformer.memory.window import LayerWindow
 from slideformer.models import stream_out
 from slideformer.optim.adamw import LayerAdam
 from slideformer.storage import checkpoint
-from slideformer.streams import Lanes
 
 # Name -> (object, function).
 FILE_CALLS: dict[str, tuple[Any, str]] = {

@@ -21,18 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slideformer import job, saving
 from slideformer.cli import main
 from slideformer.engine import compute, snapshot
+from slideformer.listeners.run_directory import RecordLog
 from slideformer.memory.host import LayerState
 from slideformer.models import stream_out
 from slideformer.optim.adamw import LayerAdam
-from slideformer.run_directory import RecordLog
+from slideformer.prepare import job
+from slideformer.run import saving
 from slideformer.storage import checkpoint, tensor_file
 from slideformer.storage.disk import DiskFile
 
 DEADLINE_SECONDS = 120
-PRELOADED = ["slideformer.trainer", "slideformer.cli", "transformers.models.qwen3.modeling_qwen3", "torch._dynamo"]
+PRELOADED = ["slideformer.run.trainer", "slideformer.cli", "transformers.models.qwen3.modeling_qwen3", "torch._dynamo"]
 SMALL_CHUNK_BYTES = 4096  # several a file, also of a tiny model
 # Name -> (object, function): the moments before and after each call of it.
 CALLS: dict[str, tuple[Any, str]] = {

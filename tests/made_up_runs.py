@@ -10,10 +10,10 @@ from typing import Any
 
 from made_up_plans import plan
 
-from slideformer.config import Config
 from slideformer.data.examples import DataReport
 from slideformer.optim.lr import learning_rate_at
 from slideformer.plan.plan import Plan
+from slideformer.settings.config import Config
 
 MODEL = "A made-up model"
 PROMPTS = {

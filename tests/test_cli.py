@@ -15,8 +15,8 @@ import pytest
 
 import slideformer
 from slideformer.cli import main
-from slideformer.config import Config
 from slideformer.errors import DoesNotFit
+from slideformer.settings.config import Config
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
         def train(self) -> None:
             made.append(("train", None))
 
-    trainer: Any = ModuleType("slideformer.trainer")
+    trainer: Any = ModuleType("slideformer.run.trainer")
     trainer.Trainer = FakeTrainer
-    job: Any = ModuleType("slideformer.job")
+    job: Any = ModuleType("slideformer.prepare.job")
     job.plan_for = lambda config, machine: made.append(("plan", config)) or FakePlan(gpu_bytes=7)
-    reading: Any = ModuleType("slideformer.reading")
+    reading: Any = ModuleType("slideformer.prepare.reading")
     reading.show_data = lambda *arguments: made.append(("data", arguments))
-    saving: Any = ModuleType("slideformer.saving")
+    saving: Any = ModuleType("slideformer.run.saving")
     saving.export = lambda *arguments: made.append(("export", arguments))
     demo: Any = ModuleType("slideformer.demo.main")
     demo.run = lambda **arguments: made.append(("demo", arguments))
@@ -67,9 +67,9 @@ def raise_from_plan(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> No
     def plan_for(config: Config, machine: object) -> None:
         raise error
 
-    job: Any = ModuleType("slideformer.job")
+    job: Any = ModuleType("slideformer.prepare.job")
     job.plan_for = plan_for
-    monkeypatch.setitem(sys.modules, "slideformer.job", job)
+    monkeypatch.setitem(sys.modules, "slideformer.prepare.job", job)
 
 
 def test_train_builds_a_trainer_from_file_and_overrides(calls: list, config_file: str):

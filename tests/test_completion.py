@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slideformer.cli import main
-from slideformer.config import setting_fields
+from slideformer.settings.config import setting_fields
 
 CONFIG_COMMANDS = ("train", "plan", "data")
 # Bash's own call: the words of the line and the place of the cursor in, the candidates out.

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from example_plans import END, EXAMPLES, SHAPE_OF_MODEL, START, estimate, plan_of, with_plan
 
-from slideformer.config import load_config
 from slideformer.plan.plan import Workload
+from slideformer.settings.config import load_config
 from slideformer.units import GIB, format_bytes, parse_bytes
 
 RESULTS = Path(__file__).parent.parent / "benchmarks/results"

@@ -18,10 +18,10 @@ from slideformer.cli import main
 from slideformer.data.batches import Batch, collate
 from slideformer.data.examples import Example
 from slideformer.engine.engine import Engine
+from slideformer.lanes.lanes import Lanes
 from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.sizes import Sizes
-from slideformer.streams import Lanes
 
 Record = dict[str, list[int]]
 

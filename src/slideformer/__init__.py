@@ -18,26 +18,26 @@ __version__ = version("slideformer")  # said once, in pyproject.toml
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 if TYPE_CHECKING:
-    from slideformer.config import Config, load_config
     from slideformer.data.batches import Batch
     from slideformer.engine.custom_loss import TokenChunk
     from slideformer.engine.engine import Engine
     from slideformer.errors import SlideFormerError
-    from slideformer.events import Listener, Wishes
+    from slideformer.listeners.events import Listener, Wishes
     from slideformer.optim.adamw import AdamWStep
-    from slideformer.trainer import Trainer
+    from slideformer.run.trainer import Trainer
+    from slideformer.settings.config import Config, load_config
 
 _MODULES = {
     "AdamWStep": "optim.adamw",
     "Batch": "data.batches",
-    "Config": "config",
+    "Config": "settings.config",
     "Engine": "engine.engine",
-    "Listener": "events",
+    "Listener": "listeners.events",
     "SlideFormerError": "errors",
     "TokenChunk": "engine.custom_loss",
-    "Trainer": "trainer",
-    "Wishes": "events",
-    "load_config": "config",
+    "Trainer": "run.trainer",
+    "Wishes": "listeners.events",
+    "load_config": "settings.config",
 }
 
 __all__ = [

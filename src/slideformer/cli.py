@@ -16,9 +16,9 @@ from pathlib import Path
 from pydantic_core import PydanticUndefined
 
 from slideformer import __version__
-from slideformer.config import load_config, parse_overrides, setting_fields
 from slideformer.errors import ConfigError, SlideFormerError
-from slideformer.setting_words import expected, in_yaml
+from slideformer.settings.config import load_config, parse_overrides, setting_fields
+from slideformer.settings.words import expected, in_yaml
 from slideformer.units import parse_bytes
 
 RESUME = "resume_from_checkpoint"
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(arguments.config, overrides)
-    from slideformer.trainer import Trainer
+    from slideformer.run.trainer import Trainer
 
     if (checkpoint := Trainer(config).train()) is not None:
         kept = [f"--{key}={in_yaml(value)}" for key, value in parse_overrides(overrides).items() if key != RESUME]
@@ -61,9 +61,9 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(arguments.config, overrides)
-    from slideformer.job import plan_for
     from slideformer.plan.rates import read_machine
     from slideformer.plan.table import NO_RATES, render
+    from slideformer.prepare.job import plan_for
 
     plan = plan_for(config, read_machine(arguments.machine) if arguments.machine else None)
     if arguments.plot:
@@ -116,7 +116,7 @@ def _trace(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _data(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = load_config(arguments.config, overrides)
-    from slideformer.reading import show_data
+    from slideformer.prepare.reading import show_data
 
     show_data(config, arguments.samples)
 
@@ -144,7 +144,7 @@ def _generate(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _no_overrides(overrides)
-    from slideformer.saving import export
+    from slideformer.run.saving import export
 
     export(arguments.source, arguments.out, arguments.dtype)
 

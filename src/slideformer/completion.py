@@ -7,7 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import shtab
 from pydantic.fields import FieldInfo
 
-from slideformer.config import setting_fields
+from slideformer.settings.config import setting_fields
 
 
 def completion_script(parser: argparse.ArgumentParser, shell: str) -> str:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slideformer.config import load_config
 from slideformer.data.prompts import read_prompts, stop_ids
 from slideformer.engine.generate import pass_length
 from slideformer.engine.inference import InferenceEngine
@@ -23,8 +22,9 @@ from slideformer.models.meta import build_on_meta
 from slideformer.models.stream_in import stream_in
 from slideformer.plan.inference import InferencePlan, plan_inference
 from slideformer.plan.machine import Machine, resident_bytes
-from slideformer.prompts import Prompts, make_prompts
-from slideformer.reading import tokenizer_of
+from slideformer.prepare.prompts import Prompts, make_prompts
+from slideformer.prepare.reading import tokenizer_of
+from slideformer.settings.config import load_config
 
 
 @dataclass(frozen=True)

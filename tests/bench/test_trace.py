@@ -12,7 +12,7 @@ from slideformer.bench.sliding import Subject
 from slideformer.cli import main
 from slideformer.engine.engine import Engine
 from slideformer.engine.random_weights import random_weights
-from slideformer.streams import lanes_for
+from slideformer.lanes.lanes import lanes_for
 
 CASE = Case("tiny", 2, 16, steps=2, warm_up=1, device="cpu", threads=1, matmul_flops=1e9)
 ARGUMENTS = ["tiny", "--length", "16", "--steps", "2", "--warm-up", "1", "--device", "cpu", "--threads", "1"]

@@ -9,8 +9,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from slideformer.data.hub import content_hash, is_for_datasets, open_dataset, read_rows
-from slideformer.data_settings import Source
 from slideformer.errors import DataError
+from slideformer.settings.data import Source
 
 CHAT: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]},

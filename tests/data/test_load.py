@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from slideformer.data import load
 from slideformer.data.load import Encoding, apply_chat_template, load_data
-from slideformer.data_settings import Data, Source
 from slideformer.errors import DataError
+from slideformer.settings.data import Data, Source
 
 TEXTS = ["hello there", "how are you", "two plus two is four"]
 

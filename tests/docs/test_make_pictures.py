@@ -8,7 +8,7 @@ import pytest
 from made_up_runs import write_run
 from rich.text import Text
 
-from slideformer.config import load_config
+from slideformer.settings.config import load_config
 
 GREEN_WORD = "a \x1b[32mtrained\x1b[0m word"
 

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from slideformer import errors
-from slideformer.config import setting_fields
-from slideformer.config_file import SOURCE_PREFIXES
-from slideformer.data_settings import Source
+from slideformer.settings.config import setting_fields
+from slideformer.settings.config_file import SOURCE_PREFIXES
+from slideformer.settings.data import Source
 
 COMMANDS = ("train", "plan", "probe", "data", "export", "demo", "doctor", "completion", "report", "generate")
 

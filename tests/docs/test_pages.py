@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slideformer.config import Config, setting_fields
+from slideformer.settings.config import Config, setting_fields
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]

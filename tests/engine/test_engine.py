@@ -26,8 +26,8 @@ from tiny_runs import (
 from slideformer.engine.engine import Engine
 from slideformer.engine.layouts import layouts
 from slideformer.errors import EngineFailed, NonFinite, WorkerFailed
+from slideformer.lanes.fuzzer import fuzzed_lanes
 from slideformer.optim.adamw import LayerAdam
-from slideformer.schedule_fuzzer import fuzzed_lanes
 
 pytestmark = pytest.mark.timeout(60)
 

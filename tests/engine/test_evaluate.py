@@ -21,7 +21,7 @@ from tiny_runs import (
 )
 
 from slideformer.engine.evaluate import Evaluation
-from slideformer.schedule_fuzzer import fuzzed_lanes
+from slideformer.lanes.fuzzer import fuzzed_lanes
 
 RECORDS = make_records(12)
 HELD_OUT = make_records(11, seed=9)

@@ -17,9 +17,9 @@ from slideformer.engine.inference import InferenceEngine
 from slideformer.engine.sampling import Decoding
 from slideformer.engine.sequences import CachedGroup
 from slideformer.errors import NonFinite
+from slideformer.lanes.fuzzer import fuzzed_lanes
+from slideformer.lanes.lanes import Lanes
 from slideformer.plan.sizes import InferenceSizes
-from slideformer.schedule_fuzzer import fuzzed_lanes
-from slideformer.streams import Lanes
 
 NEW_TOKENS = 24  # beyond the tiny models' sliding windows of 16
 GREEDY = Decoding(NEW_TOKENS)

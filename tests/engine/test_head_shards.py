@@ -21,12 +21,12 @@ from tiny_runs import (
     tiny_engine,
 )
 
+from slideformer.lanes.fuzzer import fuzzed_lanes
+from slideformer.lanes.lanes import Lanes, inline_lanes
 from slideformer.memory.head_shards import HeadShards, shard_rows
 from slideformer.models.architecture import Decoder
 from slideformer.models.freezing import frozen_names
 from slideformer.plan.sizes import Sizes
-from slideformer.schedule_fuzzer import fuzzed_lanes
-from slideformer.streams import Lanes, inline_lanes
 
 RECORDS = make_records(12)
 FAMILIES = ["llama", "qwen3", "gemma2", "gpt2"]  # gemma2 has a soft-cap behind its head

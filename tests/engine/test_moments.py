@@ -9,10 +9,10 @@ from tiny_models import tiny_model
 from tiny_runs import SIZES, States, Subject, batch_at, differences, hyper_at, make_records, states_of, subject
 
 from slideformer.engine.engine import Engine
+from slideformer.lanes.fuzzer import fuzzed_lanes
+from slideformer.lanes.lanes import Lanes
 from slideformer.memory.host import LayerState
 from slideformer.plan.sizes import Sizes
-from slideformer.schedule_fuzzer import fuzzed_lanes
-from slideformer.streams import Lanes
 
 RECORDS = make_records(12)
 BF16 = replace(SIZES, optimizer_state="bf16")

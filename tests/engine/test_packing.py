@@ -24,9 +24,9 @@ from slideformer.data.batches import Batch, collate, collate_packed
 from slideformer.data.examples import Example
 from slideformer.engine.engine import Engine
 from slideformer.engine.measure import measure_work
+from slideformer.lanes.fuzzer import fuzzed_lanes
 from slideformer.models.architecture import Decoder
 from slideformer.plan.sizes import Sizes
-from slideformer.schedule_fuzzer import fuzzed_lanes
 
 ROWS = [[0, 1, 2], [3, 4], [5], [6, 7, 8, 9]]
 EXAMPLES = [Example(i, *as_int32(record)) for i, record in enumerate(make_records(10, lengths=(5, 22)))]

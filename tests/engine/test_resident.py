@@ -21,10 +21,10 @@ from tiny_runs import (
 
 from slideformer.engine.engine import Engine
 from slideformer.errors import ConfigError
+from slideformer.lanes.fuzzer import fuzzed_lanes
+from slideformer.lanes.lanes import Lanes
 from slideformer.memory.device_state import DeviceState
 from slideformer.plan.sizes import Sizes
-from slideformer.schedule_fuzzer import fuzzed_lanes
-from slideformer.streams import Lanes
 
 FAMILIES = ["llama", "qwen3", "gemma2", "gpt2"]  # the last three tied
 BLOCKS = 3

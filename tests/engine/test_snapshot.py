@@ -20,13 +20,13 @@ from slideformer.engine.engine import Engine
 from slideformer.engine.snapshot import Snapshot
 from slideformer.engine.updates import Updates
 from slideformer.errors import CheckpointError, DiskError, WorkerFailed
+from slideformer.lanes.fuzzer import fuzzed_lanes
+from slideformer.lanes.lanes import Lanes, inline_lanes
 from slideformer.memory.host import LayerState
 from slideformer.memory.snapshot import StateCopy
 from slideformer.plan.sizes import Sizes
-from slideformer.schedule_fuzzer import fuzzed_lanes
 from slideformer.storage.checkpoint import write_checkpoint
 from slideformer.storage.manifest import Data, RunFacts, read_manifest
-from slideformer.streams import Lanes, inline_lanes
 
 BLOCKS, ALL_UNITS = 6, 9
 SAVED, LAST = 2, 5  # steps: the one that is saved, and the last one

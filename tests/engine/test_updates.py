@@ -9,9 +9,9 @@ import torch
 
 from slideformer.engine.updates import StepUpdates, Updates
 from slideformer.errors import NonFinite, WorkerFailed
+from slideformer.lanes.lanes import Lanes, Worker, inline_lanes
 from slideformer.memory.gradients import HostGradient
 from slideformer.optim.adamw import AdamWStep
-from slideformer.streams import Lanes, Worker, inline_lanes
 
 
 class Landing:

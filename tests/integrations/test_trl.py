@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, T
 
 from slideformer.errors import ConfigError
 from slideformer.integrations.trl import SFTTrainer
-from slideformer.run_directory import read_metrics
+from slideformer.listeners.run_directory import read_metrics
 
 
 def trainer_for(model: str, directory: Path, callbacks: Any = None, **settings: Any) -> SFTTrainer:

@@ -12,8 +12,8 @@ from transformers import EarlyStoppingCallback
 
 from slideformer.errors import ConfigError
 from slideformer.integrations.trl import SFTTrainer
-from slideformer.metrics import EvalStats
-from slideformer.run_directory import read_log, read_metrics
+from slideformer.listeners.metrics import EvalStats
+from slideformer.listeners.run_directory import read_log, read_metrics
 
 HELD_OUT = Dataset.from_list([{"prompt": "2+2=", "completion": " 5"}, {"prompt": "1+1=", "completion": " 3 or so"}])
 EVERY_STEP = {"eval_strategy": "steps", "eval_steps": 1}

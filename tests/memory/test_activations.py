@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from slideformer.lanes.fuzzer import fuzzed_lanes
+from slideformer.lanes.lanes import Lanes, inline_lanes
 from slideformer.memory.activations import ActivationStore
 from slideformer.memory.host import HostAllocator
-from slideformer.schedule_fuzzer import fuzzed_lanes
-from slideformer.streams import Lanes, inline_lanes
 
 LAYERS, MICRO_BATCHES, ELEMENTS = 4, 2, 24
 SHAPES = [torch.Size((2, 4, 3)), torch.Size((1, 5, 3))]

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from slideformer.lanes.lanes import inline_lanes
 from slideformer.layout import FlatLayout
 from slideformer.memory.embedding import EmbeddingTable
 from slideformer.memory.gradients import GradientRing
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.optim.adamw import AdamWStep
-from slideformer.streams import inline_lanes
 
 VOCABULARY, WIDTH = 19, 6  # 114 elements: padded to 128
 LAYOUT = FlatLayout({"weight": (VOCABULARY, WIDTH)})

@@ -2,9 +2,9 @@
 
 import torch
 
+from slideformer.lanes.lanes import inline_lanes
 from slideformer.memory.feed import TokenFeed
 from slideformer.memory.host import HostAllocator
-from slideformer.streams import inline_lanes
 
 
 def test_tensors_arrive_in_their_shapes():

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from slideformer.lanes.lanes import inline_lanes
 from slideformer.layout import FlatLayout
 from slideformer.memory.gradients import Accumulator, GradientRing
 from slideformer.memory.host import HostAllocator
-from slideformer.streams import inline_lanes
 
 SMALL, LARGE = FlatLayout({"a": (3,), "b": (2, 5)}), FlatLayout({"a": (130,), "b": (7,)})
 

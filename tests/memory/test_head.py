@@ -2,8 +2,8 @@
 
 import torch
 
+from slideformer.lanes.lanes import inline_lanes
 from slideformer.memory.head import HeadWeight
-from slideformer.streams import inline_lanes
 
 SHAPE, NUMEL = (5, 3), 128
 

@@ -2,9 +2,9 @@
 
 import torch
 
+from slideformer.lanes.fuzzer import fuzzed_lanes
+from slideformer.lanes.lanes import Lanes, inline_lanes
 from slideformer.memory.head_shards import HeadShards, shard_rows
-from slideformer.schedule_fuzzer import fuzzed_lanes
-from slideformer.streams import Lanes, inline_lanes
 
 SHAPE = (21, 4)
 WEIGHT = torch.arange(84.0)

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from slideformer.lanes.lanes import inline_lanes
 from slideformer.layout import FlatLayout
 from slideformer.memory.window import LayerNotFetched, LayerWindow
-from slideformer.streams import inline_lanes
 
 WIDTHS = [4, 8, 6, 8, 4]
 LAYOUTS = [FlatLayout({"w": (width,)}) for width in WIDTHS]

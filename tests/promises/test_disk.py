@@ -24,11 +24,11 @@ from tiny_runs import (
     tiny_engine,
 )
 
+from slideformer.lanes.fuzzer import fuzzed_lanes
+from slideformer.lanes.lanes import Lanes
 from slideformer.memory.disk_state import BUFFERS, units_on_disk
 from slideformer.models.architecture import Decoder
 from slideformer.models.freezing import frozen_names
-from slideformer.schedule_fuzzer import fuzzed_lanes
-from slideformer.streams import Lanes
 
 BLOCKS = 6  # more than there are buffers
 RECORDS = make_records(21)

@@ -33,13 +33,13 @@ from slideformer.engine.durable import DurableState
 from slideformer.engine.engine import Engine
 from slideformer.engine.sampling import Decoding
 from slideformer.errors import EngineFailed, SlideFormerError
+from slideformer.lanes.fuzzer import fuzzed_lanes
+from slideformer.lanes.lanes import Lanes, inline_lanes
 from slideformer.memory import host
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.plan.sizes import Sizes
-from slideformer.schedule_fuzzer import fuzzed_lanes
 from slideformer.storage.checkpoint import write_checkpoint
 from slideformer.storage.manifest import Data, RunFacts
-from slideformer.streams import Lanes, inline_lanes
 
 CASES, IN_THE_SUITE = 500, len(CALLS)
 FACTS = RunFacts(

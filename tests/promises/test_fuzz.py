@@ -14,12 +14,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from made_up_runs import made_up_config, made_up_record
 
-from slideformer.config import load_config, setting_fields
 from slideformer.data.examples import make_examples
 from slideformer.data.source import read_records
 from slideformer.errors import SlideFormerError
 from slideformer.models.weight_files import WeightFiles
 from slideformer.report.page import write_report
+from slideformer.settings.config import load_config, setting_fields
 from slideformer.storage.manifest import Data, Manifest, RunFacts, UnitFile, _digest, parse_manifest
 from slideformer.storage.tensor_file import parse_header, read_tensors
 

@@ -19,6 +19,8 @@ from tiny_runs import SIZES, Subject, batch_at, hyper_at, make_records, same_bit
 import slideformer
 from slideformer.engine.inference import InferenceEngine
 from slideformer.engine.sampling import Decoding
+from slideformer.lanes.fuzzer import FORWARDING, Scheduler, fuzzed_lanes
+from slideformer.lanes.lanes import Lanes, inline_lanes
 from slideformer.layout import FlatLayout
 from slideformer.memory.embedding import EmbeddingTable
 from slideformer.memory.feed import TokenFeed
@@ -27,8 +29,6 @@ from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.models.architecture import Decoder
 from slideformer.models.freezing import frozen_names
 from slideformer.plan.sizes import InferenceSizes, Sizes
-from slideformer.schedule_fuzzer import FORWARDING, Scheduler, fuzzed_lanes
-from slideformer.streams import Lanes, inline_lanes
 
 STEPS = 3
 RECORDS = make_records(12)

@@ -10,11 +10,11 @@ import pytest
 from tiny_models import save_tiny_model, save_tiny_tokenizer
 from tiny_runs import make_records, train, write_config, write_records
 
-from slideformer import metrics
+from slideformer.listeners import metrics
+from slideformer.listeners.run_directory import read_log
 from slideformer.report import run_data
 from slideformer.report.answers import answers
 from slideformer.report.page import write_report
-from slideformer.run_directory import read_log
 
 PROMPTS = ["w5 w6 w7", "w9"]
 SETTINGS: dict[str, Any] = {

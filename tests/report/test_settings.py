@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from slideformer.config import Config, load_config
 from slideformer.report.settings import as_yaml, changed
+from slideformer.settings.config import Config, load_config
 
 WRITTEN: list[dict[str, Any]] = [
     {"model": "m", "output_dir": "out", "data": {"path": "x.jsonl"}},

@@ -1,6 +1,6 @@
 """Records what every lane runs and when, from outside: the engine is handed other lanes and has no line for it.
 
-As in `slideformer.measured_lanes`, timing events around each piece of work are read after the last step. Pieces are
+As in `slideformer.lanes.measured`, timing events around each piece of work are read after the last step. Pieces are
 named by the function that a lane is handed, and by its arguments where they tell the layer.
 """
 
@@ -13,9 +13,9 @@ import torch
 
 from slideformer.bench.spans import ADAMW, COMPUTE, D2H, H2D, UPDATE, Span
 from slideformer.engine.updates import Updates
-from slideformer.measured_lanes import Mark, mark_of
+from slideformer.lanes.lanes import Fence, Lane, Lanes
+from slideformer.lanes.measured import Mark, mark_of
 from slideformer.optim.adamw import AdamWStep
-from slideformer.streams import Fence, Lane, Lanes
 
 NAMES: dict[str, Callable[[tuple[Any, ...]], str]] = {  # by function; the rest are called what the function is called
     "block_forward": lambda args: f"forward {args[1]}",

@@ -23,8 +23,9 @@ from slideformer.engine.pretrained import device_and_dtype
 from slideformer.engine.random_weights import random_weights
 from slideformer.engine.step_result import StepResult
 from slideformer.kernels.liger import apply_liger, choose_kernels
-from slideformer.measured_lanes import BusySpans, measured, take_spans
-from slideformer.metrics import host_peak_bytes
+from slideformer.lanes.lanes import Lanes, lanes_for
+from slideformer.lanes.measured import BusySpans, measured, take_spans
+from slideformer.listeners.metrics import host_peak_bytes
 from slideformer.models.architecture import Decoder
 from slideformer.models.hub import read_config, resolve
 from slideformer.optim.adamw import AdamWStep
@@ -36,7 +37,6 @@ from slideformer.plan.planner import make_plan
 from slideformer.plan.probe import event_seconds, matmul_rate, wall_seconds
 from slideformer.plan.rates import MachineRates, cached_rates
 from slideformer.plan.timing import NAMES, predict
-from slideformer.streams import Lanes, lanes_for
 
 
 def measure(case: Case) -> dict[str, Any]:

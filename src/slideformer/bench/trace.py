@@ -11,8 +11,8 @@ from slideformer.bench.recording import Recording
 from slideformer.bench.sliding import Subject, enforce
 from slideformer.bench.spans import ADAMW, COMPUTE, LANES, Breakdown, Span, break_down
 from slideformer.engine.random_weights import random_weights
+from slideformer.lanes.lanes import lanes_for
 from slideformer.plan.timing import StepTiming
-from slideformer.streams import lanes_for
 
 
 def trace(case: Case, out: Path) -> str:

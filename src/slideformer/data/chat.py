@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from slideformer.data.source import Record
-from slideformer.data_settings import TrainOn
 from slideformer.errors import DataError
+from slideformer.settings.data import TrainOn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from slideformer.data.chat import IGNORED, Tokens, encode
 from slideformer.data.source import Malformed, Record
-from slideformer.data_settings import TrainOn
 from slideformer.errors import DataError
+from slideformer.settings.data import TrainOn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

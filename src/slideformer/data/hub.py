@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from slideformer.data.source import Malformed, Record, make_record
-from slideformer.data_settings import Source
 from slideformer.errors import DataError
+from slideformer.settings.data import Source
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,8 +10,8 @@ from slideformer.data.examples import DataReport, Examples, make_examples
 from slideformer.data.hub import content_hash, is_for_datasets, open_dataset, read_rows
 from slideformer.data.mixture import Mixture
 from slideformer.data.source import Malformed, Record, read_records
-from slideformer.data_settings import Data, OnError, Source, TrainOn
 from slideformer.errors import DataError
+from slideformer.settings.data import Data, OnError, Source, TrainOn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from slideformer.data.formats import RecordKind, recognise
-from slideformer.data_settings import OnError
 from slideformer.errors import DataError
+from slideformer.settings.data import OnError
 
 
 @dataclass(frozen=True)

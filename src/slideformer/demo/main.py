@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from slideformer.config import load_config
 from slideformer.demo.assets import make_model
 from slideformer.demo.pairs import request_for, write_pairs
-from slideformer.metrics import StepStats
-from slideformer.run_directory import read_metrics
-from slideformer.trainer import Trainer
+from slideformer.listeners.metrics import StepStats
+from slideformer.listeners.run_directory import read_metrics
+from slideformer.run.trainer import Trainer
+from slideformer.settings.config import load_config
 
 NEW_TOKENS = 120
 # The standard library has no such function, so the prompt is unseen whatever the Python version.

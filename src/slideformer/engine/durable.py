@@ -6,12 +6,12 @@ from pathlib import Path
 import torch
 
 from slideformer.errors import ConfigError
+from slideformer.lanes.lanes import Lanes
 from slideformer.layout import FlatLayout
 from slideformer.memory.device_state import DeviceState, WayOut
 from slideformer.memory.disk_state import BUFFERS, AllInMemory, DiskState, RecordRing, record_bytes, resident_parts
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.optim.rounding import Rounding
-from slideformer.streams import Lanes
 
 DurableState = LayerState | DiskState | DeviceState
 

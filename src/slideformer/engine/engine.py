@@ -23,6 +23,7 @@ from slideformer.engine.step_result import StepResult
 from slideformer.engine.updates import StepUpdates, Updates
 from slideformer.errors import EngineFailed
 from slideformer.kernels.attention import preferred_attention
+from slideformer.lanes.lanes import Lanes, lanes_for
 from slideformer.memory.device_state import units_on_device
 from slideformer.memory.disk_state import units_on_disk
 from slideformer.memory.host import HostAllocator, LayerState
@@ -33,7 +34,6 @@ from slideformer.optim.threads import cpu_threads
 from slideformer.plan.plan import Workload
 from slideformer.plan.sizes import OptimizerState, Sizes
 from slideformer.storage.checkpoint import UnitState
-from slideformer.streams import Lanes, lanes_for
 from slideformer.units import parse_bytes
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from torch import Tensor
 from slideformer.data.batches import Batch
 from slideformer.engine import compute
 from slideformer.engine.compute import MicroBatch, Weights
+from slideformer.lanes.lanes import Lanes
 from slideformer.memory.head import HeadWeight, ResidentHead
 from slideformer.memory.window import LayerWindow
 from slideformer.models.architecture import Decoder
 from slideformer.models.stand_ins import DecoderInputs
-from slideformer.streams import Lanes
 
 Enter = Callable[[Decoder, MicroBatch, Tensor, Weights], DecoderInputs]
 

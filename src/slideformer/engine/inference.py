@@ -12,6 +12,7 @@ from slideformer.engine.layouts import layouts
 from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL
 from slideformer.engine.sampling import Decoding
 from slideformer.engine.send_batches import send_batches
+from slideformer.lanes.lanes import Lanes, lanes_for
 from slideformer.memory.embedding import RowSender
 from slideformer.memory.feed import TokenFeed
 from slideformer.memory.head import HeadWeight
@@ -20,7 +21,6 @@ from slideformer.memory.weights import LayerWeights
 from slideformer.memory.window import LayerWindow
 from slideformer.models.architecture import Decoder
 from slideformer.plan.sizes import InferenceSizes
-from slideformer.streams import Lanes, lanes_for
 
 
 class InferenceEngine:

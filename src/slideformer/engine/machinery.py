@@ -16,6 +16,7 @@ from slideformer.engine.step_result import StepResult
 from slideformer.engine.submission import Submission
 from slideformer.engine.tape import Level
 from slideformer.engine.updates import StepUpdates, Updates
+from slideformer.lanes.lanes import Lanes
 from slideformer.layout import FlatLayout
 from slideformer.memory.activations import ActivationStore
 from slideformer.memory.device_state import DeviceState
@@ -30,7 +31,6 @@ from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.memory.window import LayerWindow
 from slideformer.models.architecture import Decoder
 from slideformer.plan.sizes import Sizes
-from slideformer.streams import Lanes
 
 EMBEDDING, HEAD, SHELL, UNUSED = "embedding", "head", "shell", "unused"
 NEXT_USE_FIRST = -1  # what the next forward needs before block 0

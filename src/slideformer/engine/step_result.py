@@ -5,8 +5,8 @@ import math
 from torch import Tensor
 
 from slideformer.engine.updates import StepUpdates, Updates
+from slideformer.lanes.lanes import Fence
 from slideformer.memory.gradients import copy_async
-from slideformer.streams import Fence
 
 
 class StepResult:

@@ -5,10 +5,10 @@ from functools import partial
 
 from slideformer.engine.durable import DurableState
 from slideformer.engine.updates import StepUpdates, Updates
+from slideformer.lanes.lanes import Lanes
 from slideformer.memory.device_state import DeviceState
 from slideformer.memory.gradients import HostGradient
 from slideformer.optim.adamw import AdamWStep
-from slideformer.streams import Lanes
 
 ON_DEVICE_FIRST = -2  # it takes the worker no time
 

@@ -16,9 +16,9 @@ from itertools import chain
 from typing import Protocol
 
 from slideformer.errors import NonFinite, SlideFormerError, WorkerFailed
+from slideformer.lanes.lanes import Lanes
 from slideformer.memory.gradients import HostGradient
 from slideformer.optim.adamw import AdamWStep
-from slideformer.streams import Lanes
 
 CLIP_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_
 

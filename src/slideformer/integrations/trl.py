@@ -16,10 +16,10 @@ from slideformer.errors import ConfigError
 from slideformer.integrations import sft_settings
 from slideformer.integrations.sft_data import SftEncoder, encode_dataset, template_with_marks
 from slideformer.integrations.sft_evaluation import ENGINE_SETTINGS, mean_loss
+from slideformer.listeners.run_directory import METRICS, read_metrics
 from slideformer.models.hub import read_config, resolve
-from slideformer.run_directory import METRICS, read_metrics
-from slideformer.saving import export
-from slideformer.trainer import Trainer
+from slideformer.run.saving import export
+from slideformer.run.trainer import Trainer
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slideformer.lanes.lanes import Fence, Lanes
 from slideformer.memory.gradients import copy_async
 from slideformer.memory.host import HostAllocator
-from slideformer.streams import Fence, Lanes
 
 
 @dataclass(eq=False)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slideformer.lanes.lanes import Fence, Lane, Lanes
 from slideformer.layout import FlatLayout
 from slideformer.memory.disk_state import PartsOfABuffer, Places
 from slideformer.memory.host import HostAllocator, LayerState
@@ -19,7 +20,6 @@ from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.device_adam import DeviceAdam
 from slideformer.optim.planes import join_reference
 from slideformer.optim.rounding import Rounding
-from slideformer.streams import Fence, Lane, Lanes
 
 
 class WayOut:

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from slideformer.lanes.lanes import Lanes
 from slideformer.memory.device_state import DeviceState, one_gate
 from slideformer.memory.embedding import place_of, take_rows
 from slideformer.memory.feed import TokenFeed
 from slideformer.memory.gradients import GradientRing, HostGradient
 from slideformer.memory.host import HostAllocator
 from slideformer.optim.adamw import AdamWStep
-from slideformer.streams import Lanes
 
 
 class DeviceTable:

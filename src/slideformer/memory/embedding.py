@@ -10,11 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from slideformer.lanes.lanes import Fence, Lanes
 from slideformer.memory.gradients import GradientRing, HostGradient, copy_async
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.planes import join
-from slideformer.streams import Fence, Lanes
 
 
 class RowSender:

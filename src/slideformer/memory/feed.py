@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from slideformer.lanes.lanes import Fence, Lanes
 from slideformer.memory.gradients import copy_async
 from slideformer.memory.host import HostAllocator
-from slideformer.streams import Fence, Lanes
 
 
 class TokenFeed:

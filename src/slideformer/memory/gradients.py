@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from slideformer.kernels.gradient_flush import GradientFlush
+from slideformer.lanes.lanes import Fence, Lanes
 from slideformer.layout import FlatLayout
 from slideformer.memory.host import HostAllocator
-from slideformer.streams import Fence, Lanes
 
 
 @dataclass(eq=False)

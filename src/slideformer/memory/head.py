@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from slideformer.lanes.lanes import Fence, Lanes
 from slideformer.memory.device_state import DeviceState
-from slideformer.streams import Fence, Lanes
 
 
 class HeadWeight:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from slideformer.lanes.lanes import Fence, Lanes
 from slideformer.memory.head import ResidentHead
-from slideformer.streams import Fence, Lanes
 
 ROWS_TOGETHER = 8  # shards begin at multiples of it: as aligned as the whole
 BUFFERS = 2  # one is used while the next arrives

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from slideformer.lanes.lanes import Fence, Lanes
 from slideformer.layout import FlatLayout
 from slideformer.memory.device_state import DeviceState
-from slideformer.streams import Fence, Lanes
 
 EMPTY = -1
 

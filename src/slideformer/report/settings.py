@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
-from slideformer.config import Config
+from slideformer.settings.config import Config
 
 Settings = dict[str, Any]
 
