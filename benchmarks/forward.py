@@ -19,11 +19,11 @@ from shapes import SHAPES
 
 from slideformer.data.batches import Batch, collate
 from slideformer.data.examples import Example
+from slideformer.engine.device import device_and_dtype
 from slideformer.engine.engine import Engine
 from slideformer.engine.inference import InferenceEngine
 from slideformer.engine.measure import measure_work, model_sizes
 from slideformer.engine.measure_inference import measure_inference
-from slideformer.engine.pretrained import device_and_dtype
 from slideformer.engine.random_weights import random_weights
 from slideformer.engine.sampling import Decoding
 from slideformer.models.architecture import Decoder

@@ -20,7 +20,7 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 if TYPE_CHECKING:
     from slideformer.data.batches import Batch
     from slideformer.engine.custom_loss import TokenChunk
-    from slideformer.engine.engine import Engine
+    from slideformer.engine.pretrained import Engine
     from slideformer.errors import SlideFormerError
     from slideformer.listeners.events import Listener, Wishes
     from slideformer.optim.adamw import AdamWStep
@@ -31,7 +31,7 @@ _MODULES = {
     "AdamWStep": "optim.adamw",
     "Batch": "data.batches",
     "Config": "settings.config",
-    "Engine": "engine.engine",
+    "Engine": "engine.pretrained",
     "Listener": "listeners.events",
     "SlideFormerError": "errors",
     "TokenChunk": "engine.custom_loss",

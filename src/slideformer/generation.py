@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from slideformer.data.prompts import read_prompts, stop_ids
+from slideformer.engine.device import device_and_dtype
 from slideformer.engine.generate import pass_length
 from slideformer.engine.inference import InferenceEngine
 from slideformer.engine.measure import model_sizes
 from slideformer.engine.measure_inference import measure_inference
-from slideformer.engine.pretrained import device_and_dtype
 from slideformer.engine.sampling import Decoding
 from slideformer.errors import ConfigError
 from slideformer.kernels.liger import apply_liger, choose_kernels

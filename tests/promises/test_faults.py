@@ -30,7 +30,7 @@ from tiny_runs import (
 
 from slideformer.engine import engine as engine_module
 from slideformer.engine.durable import DurableState
-from slideformer.engine.engine import Engine
+from slideformer.engine.pretrained import Engine
 from slideformer.engine.sampling import Decoding
 from slideformer.errors import EngineFailed, SlideFormerError
 from slideformer.lanes.fuzzer import fuzzed_lanes

@@ -9,7 +9,7 @@ from tiny_models import save_tiny_model
 from tiny_runs import make_records, write_config, write_records
 
 from slideformer.cli import main
-from slideformer.engine.engine import Engine
+from slideformer.engine.pretrained import Engine
 from slideformer.errors import DoesNotFit
 from slideformer.prepare import job, planning
 from slideformer.settings.config import load_config

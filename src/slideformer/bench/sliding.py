@@ -16,10 +16,10 @@ from slideformer.bench.model_flops import step_flops
 from slideformer.bench.shapes import SHAPES
 from slideformer.data.batches import Batch, collate
 from slideformer.data.examples import Example
+from slideformer.engine.device import device_and_dtype
 from slideformer.engine.engine import Engine
 from slideformer.engine.measure import measure_work, model_sizes
 from slideformer.engine.operations import count_operations
-from slideformer.engine.pretrained import device_and_dtype
 from slideformer.engine.random_weights import random_weights
 from slideformer.engine.step_result import StepResult
 from slideformer.kernels.liger import apply_liger, choose_kernels

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -31,13 +31,8 @@ from slideformer.memory.snapshot import SnapshotMemory
 from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.threads import cpu_threads
-from slideformer.plan.plan import Workload
-from slideformer.plan.sizes import OptimizerState, Sizes
+from slideformer.plan.sizes import Sizes
 from slideformer.storage.checkpoint import UnitState
-from slideformer.units import parse_bytes
-
-if TYPE_CHECKING:
-    from slideformer.engine.pretrained import Origin
 
 
 class Engine:
@@ -52,9 +47,6 @@ class Engine:
         threads: of the CPU optimizer; by default all that this process may use, and beside an accelerator two fewer,
             for the threads that keep it busy.
         seed: of the stochastic rounding of moments, where `sizes.optimizer_state` is bf16.
-
-    Attributes:
-        origin: the model's directory and the plan, of an engine made by `from_pretrained`.
 
     The weights are zero until `load`; `close` (or leaving the `with` block) frees pinned memory and the worker.
     """
@@ -105,82 +97,8 @@ class Engine:
                 self._records.close()
                 raise
         self._snapshot: Snapshot | None = None
-        self.origin: Origin | None = None
         self._failure: BaseException | None = None
         self._pending: StepResult | None = None
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        model: str | Path,
-        *,
-        batch_size: int,
-        max_length: int,
-        clipping: bool = True,
-        gpu_budget: str | int | None = None,
-        host_budget: str | int | None = None,
-        disk_budget: str | int | None = None,
-        offload_dir: str | Path | None = None,
-        micro_batch_size: int | None = None,
-        window_depth: int | None = None,
-        device: Literal["auto", "cuda", "cpu"] = "auto",
-        compute_dtype: Literal["auto", "bf16", "fp32"] = "auto",
-        optimizer_state: OptimizerState = "fp32",
-        seed: int = 0,
-        kernels: Literal["auto", "liger", "torch"] = "auto",
-        attn_implementation: str | None = None,
-        trust_remote_code: bool = False,
-        parity_check: bool = True,
-    ) -> "Engine":
-        """Plan for a model, build the engine, load the weights: ready for `train_step`.
-
-        Args:
-            model: a Hugging Face model directory or hub id.
-            batch_size, max_length: the most sequences of a step, and the most tokens of a sequence.
-            clipping: whether `max_norm` will be used; without, gradients need not wait in host memory.
-            gpu_budget, host_budget, disk_budget: bytes, or "8GiB"; None: what is free.
-            offload_dir: directory on a fast local disk for what does not fit in host memory; None: there is no disk.
-            micro_batch_size, window_depth: as the settings of these names; None: chosen.
-            device: "auto", "cuda" (which includes ROCm) or "cpu".
-            compute_dtype: "auto" (bf16 on an accelerator, else fp32), "bf16" or "fp32".
-            optimizer_state: type of AdamW's stored moments, "fp32" or, stochastically rounded, "bf16".
-            seed: of that rounding.
-            kernels: "auto", "liger" or "torch".
-            attn_implementation: transformers' name of it; None: its choice for the model.
-            trust_remote_code: run Python code that comes with the model.
-            parity_check: train a tiny copy of the model both ways first.
-
-        Raises:
-            DoesNotFit: with what would fit.
-            UnsupportedModel, WeightsError, ConfigError: why the model cannot be trained or read.
-        """
-        from slideformer.engine.pretrained import load_engine  # it measures with parts of this module
-
-        return load_engine(
-            cls,
-            str(model),
-            Workload(batch_size, max_length, clipping, micro_batch_size, window_depth, optimizer_state=optimizer_state),
-            seed,
-            gpu_budget_bytes=None if gpu_budget is None else parse_bytes(gpu_budget),
-            host_budget_bytes=None if host_budget is None else parse_bytes(host_budget),
-            disk_bytes=None if disk_budget is None else parse_bytes(disk_budget),
-            offload_dir=None if offload_dir is None else Path(offload_dir),
-            device=device,
-            compute_dtype=compute_dtype,
-            kernels=kernels,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            parity_check=parity_check,
-        )
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write a Hugging Face model directory in the compute dtype, with the tokenizer of `from_pretrained`'s model.
-
-        A model that is there already stays whole until the new one is.
-        """
-        from slideformer.engine.pretrained import save_engine
-
-        save_engine(self, Path(directory))
 
     @property
     def updates(self) -> Updates:
@@ -337,7 +255,7 @@ class Engine:
         finally:  # a device that failed tells so again
             self.allocator.close()
 
-    def __enter__(self) -> "Engine":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

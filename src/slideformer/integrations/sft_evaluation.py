@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from slideformer.data.batches import Batch, BatchStream
 from slideformer.data.examples import make_examples
 from slideformer.data.source import make_record
-from slideformer.engine.engine import Engine
+from slideformer.engine.pretrained import Engine
 
 if TYPE_CHECKING:
     from datasets import Dataset

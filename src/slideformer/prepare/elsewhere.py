@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from slideformer.engine.pretrained import DTYPES
+from slideformer.engine.device import DTYPES
 from slideformer.errors import ConfigError
 from slideformer.models.architecture import Decoder
 from slideformer.plan.footprint import Work

@@ -13,8 +13,8 @@ import torch
 from slideformer.data.batches import Batch, BatchStream
 from slideformer.data.examples import Examples, fingerprint
 from slideformer.data.load import LoadedData
+from slideformer.engine.device import device_and_dtype
 from slideformer.engine.parity import check_causal
-from slideformer.engine.pretrained import device_and_dtype
 from slideformer.kernels.liger import apply_liger, choose_kernels
 from slideformer.models.architecture import Decoder
 from slideformer.models.freezing import frozen_names

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from slideformer.engine.device import DTYPES
 from slideformer.engine.engine import Engine
-from slideformer.engine.pretrained import DTYPES
 from slideformer.models.hub import read_config, resolve
 from slideformer.models.meta import build_on_meta
 from slideformer.models.stream_in import stream_in
