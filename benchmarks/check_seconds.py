@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from slideformer.engine.parity import check_causal, check_parity
+from slideformer.engine.parity import check_parity
 from slideformer.models.architecture import Decoder
+from slideformer.models.tiny_model import check_causal
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "mistral": dict(

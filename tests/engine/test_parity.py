@@ -12,13 +12,12 @@ from transformers import AutoConfig
 
 from slideformer.data.batches import Batch
 from slideformer.engine import compute
-from slideformer.engine.parity import TOLERANCE, check_causal, check_parity
+from slideformer.engine.parity import TOLERANCE, check_parity
 from slideformer.errors import UnsupportedModel
 from slideformer.memory import embedding
 from slideformer.memory.gradients import Accumulator
 from slideformer.models import packed_attention
 from slideformer.models.architecture import Decoder
-from slideformer.models.tiny import shrink
 from slideformer.optim.adamw import LayerAdam
 
 
@@ -66,17 +65,6 @@ def test_dropout_is_drawn_alike_and_the_random_state_left_alone():
     config = tiny_config("gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
     assert check_parity(config).exact
     assert torch.equal(torch.rand(2), expected) and config.resid_pdrop == 0.5
-
-
-@pytest.mark.parametrize("model_type", ["bert", "xlm"])
-def test_a_model_that_sees_later_tokens_is_refused(model_type: str):
-    config = shrink(AutoConfig.for_model(model_type))
-    with pytest.raises(UnsupportedModel, match="is not causal: a token sees those behind it"):
-        check_causal(config)
-
-
-def test_an_encoder_set_up_as_a_decoder_is_causal():
-    check_causal(AutoConfig.for_model("bert", is_decoder=True))
 
 
 # ---- engines that are wrong

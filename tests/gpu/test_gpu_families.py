@@ -13,9 +13,8 @@ import torch
 from parity.catalog import config_of
 from tiny_runs import States, batch_at, differences, make_records, mean_loss, parameter_groups, states_of
 
-from slideformer.engine import parity
 from slideformer.engine.engine import Engine
-from slideformer.models import tiny
+from slideformer.models import tiny, tiny_model
 from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.sizes import Sizes
@@ -48,8 +47,8 @@ def test_losses_are_those_of_resident_training_whatever_the_window(
     monkeypatch: pytest.MonkeyPatch, model_type: str, record_property: Any
 ):
     monkeypatch.setattr(tiny, "HIDDEN", 256)  # heads of 64: what bf16 attention kernels are made for
-    config = parity.without_dropout(tiny.shrink(config_of(model_type)))
-    model = parity.build_tiny(config)
+    config = tiny_model.without_dropout(tiny.shrink(config_of(model_type)))
+    model = tiny_model.build_tiny(config)
     decoder = Decoder(config, torch.device(DEVICE))
     losses, states = sliding(decoder, model, SIZES)
     other_losses, other_states = sliding(decoder, model, replace(SIZES, window_depth=3, kept=0, kept_outputs=2))

@@ -39,11 +39,12 @@ def check(model_type: str) -> Outcome:
     import torch
     from parity.catalog import config_of
 
-    from slideformer.engine import parity
+    from slideformer.engine.parity import compare
     from slideformer.errors import UnsupportedModel
     from slideformer.models.architecture import Decoder
     from slideformer.models.hub import refuse_unsupported
     from slideformer.models.tiny import shrink
+    from slideformer.models.tiny_model import build_tiny, refuse_two_way
 
     try:
         config = config_of(model_type)
@@ -54,13 +55,13 @@ def check(model_type: str) -> Outcome:
     except Exception as error:
         return Outcome(model_type, "not buildable", _in_one_line(error))
     try:
-        model = parity.build_tiny(tiny)
+        model = build_tiny(tiny)
         plain_forward(model)
     except Exception as error:  # transformers' own: with this configuration there is nothing to compare with
         return Outcome(model_type, "not buildable", _in_one_line(error))
     try:
-        parity.refuse_two_way(model, tiny.get_text_config().vocab_size)
-        compared = parity.compare(model, Decoder(tiny, torch.device("cpu")), STEPS)
+        refuse_two_way(model, tiny.get_text_config().vocab_size)
+        compared = compare(model, Decoder(tiny, torch.device("cpu")), STEPS)
     except UnsupportedModel as refusal:
         return Outcome(model_type, "refused", refusal.message)
     detail = f"{compared.loss_error:.0e} | {compared.gradient_error:.0e} | {compared.weight_error:.0e}"

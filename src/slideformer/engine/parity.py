@@ -1,25 +1,23 @@
 """Before the first step: a tiny copy of the architecture is trained here and by plain PyTorch, and compared."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from slideformer.data.batches import Batch, collate, collate_packed
 from slideformer.data.chat import IGNORED
 from slideformer.data.examples import Example
 from slideformer.engine.canary import refuse_leaks
 from slideformer.engine.engine import Engine
+from slideformer.engine.plain_training import Training, plain_training
 from slideformer.errors import SlideFormerError, UnsupportedModel
 from slideformer.models.architecture import Decoder
 from slideformer.models.packed_attention import PADDED
 from slideformer.models.tiny import shrink
+from slideformer.models.tiny_model import build_tiny, refuse_two_way, without_dropout
 from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.sizes import Sizes
 
@@ -31,7 +29,6 @@ HYPER = AdamWStep(learning_rate=2e-3, beta1=0.9, beta2=0.999, epsilon=1e-3, weig
 TOLERANCE = 1e-5  # of losses (relative) and weights (absolute, after moving by up to 2e-3 a step)
 GRADIENT_TOLERANCE = 1e-4  # of the first step's gradients, relative to the largest of the same parameter
 SMALL_GRADIENT = 1e-3  # of the model's largest: what is smaller is compared with this
-MOST_TINY_PARAMETERS = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -102,63 +99,6 @@ def check_parity(config: Any, trust_remote_code: bool = False, packed: bool = Fa
     return parity
 
 
-def check_causal(config: Any, trust_remote_code: bool = False) -> None:
-    """Raise UnsupportedModel unless a tiny copy is causal; a small part of `check_parity`, for runs without it."""
-    with torch.random.fork_rng(devices=[]):
-        tiny = shrink(config)
-        refuse_two_way(build_tiny(tiny, trust_remote_code), tiny.get_text_config().vocab_size)
-
-
-def build_tiny(tiny: Any, trust_remote_code: bool = False) -> Any:
-    """The model of a tiny configuration, with random weights that leave nothing symmetric.
-
-    Raises:
-        UnsupportedModel: it is not tiny, or cannot be built.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        try:
-            with torch.device("meta"):
-                model: Any = AutoModelForCausalLM.from_config(tiny, trust_remote_code=trust_remote_code)
-            count = sum(p.numel() for p in model.parameters())
-            if count > MOST_TINY_PARAMETERS:
-                raise UnsupportedModel(
-                    f"the smallest {type(model).__name__} that could be made has {count:,} parameters"
-                )
-            model = AutoModelForCausalLM.from_config(
-                tiny, dtype=torch.float32, trust_remote_code=trust_remote_code
-            ).train()
-        except UnsupportedModel:
-            raise
-        except Exception as error:  # transformers checks configurations in many ways
-            raise UnsupportedModel(f"no tiny {tiny.model_type} can be built: {error}") from error
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.02)
-    return model
-
-
-def refuse_two_way(model: nn.Module, vocabulary: int) -> None:
-    """Raise unless no token sees a later one: padding on the right, and a causal loss, rely on it.
-
-    Raises:
-        UnsupportedModel: a token's logits change with the one behind it.
-    """
-    ids = torch.randint(1, vocabulary, (1, LENGTH), generator=torch.Generator().manual_seed(0))
-    other = ids.clone()
-    other[0, -1] = ids[0, -1] % (vocabulary - 1) + 1
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        one, two = (model(input_ids=given, use_cache=False).logits[0, :-1] for given in (ids, other))
-    model.train(was_training)
-    if not torch.allclose(one, two, rtol=1e-4, atol=1e-4 * float(one.abs().max())):
-        raise UnsupportedModel(
-            f"{type(model).__name__} is not causal: a token sees those behind it",
-            "choose a decoder such as Llama or Qwen3; an encoder may have a setting, is_decoder",
-        )
-
-
 def compare(model: Any, decoder: Decoder, steps: int = STEPS) -> Parity:
     """Train `model` by plain PyTorch, in place, and a copy of it through the engine.
 
@@ -181,9 +121,11 @@ def compare(model: Any, decoder: Decoder, steps: int = STEPS) -> Parity:
             reason = f"{type(error).__name__}: {error}"
             raise UnsupportedModel(f"the blocks of {type(model).__name__} do not run one by one: {reason}") from error
         start = deepcopy(model)
-        plain = _plain_training(decoder, model, batches)
+        plain = plain_training(decoder, model, batches, HYPER, SIZES)
         weight_error = ours.furthest_from(plain)
-        rounding = plain.furthest_from(_in_fp64(decoder, start, batches)) if weight_error > TOLERANCE else 0.0
+        rounding = 0.0
+        if weight_error > TOLERANCE:  # fp64, but for what the model's own code casts to fp32
+            rounding = plain.furthest_from(plain_training(decoder, start.double(), batches, HYPER, SIZES))
     loss_error = max(abs(a - b) / abs(b) for a, b in zip(ours.losses, plain.losses, strict=True))
     small = SMALL_GRADIENT * max(float(g.abs().max()) for g in plain.gradients.values())
     gradient_errors = {
@@ -205,19 +147,6 @@ def compare(model: Any, decoder: Decoder, steps: int = STEPS) -> Parity:
         max(weight_errors, key=badness),
         rounding,
     )
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a few steps came to: losses, the first step's gradients where there are any, and the last weights."""
-
-    losses: list[float]
-    gradients: Mapping[str, Tensor]
-    weights: Mapping[str, Tensor]
-
-    def furthest_from(self, other: "Training") -> float:
-        """The largest absolute difference of a weight."""
-        return max(float((value - other.weights[name]).abs().max()) for name, value in self.weights.items())
 
 
 def _engine_training(decoder: Decoder, model: nn.Module, batches: list[Batch]) -> Training:
@@ -246,57 +175,6 @@ def _first_gradients(engine: Engine) -> dict[str, Tensor]:
     return gradients
 
 
-def _plain_training(decoder: Decoder, model: nn.Module, batches: list[Batch]) -> Training:
-    parameters = {name: p for name, p in model.named_parameters()}
-    for name, parameter in parameters.items():
-        parameter.requires_grad_(name not in decoder.frozen)
-    groups = [
-        {"params": [p for n, p in parameters.items() if (n in decoder.undecayed) == free], "weight_decay": decay}
-        for free, decay in ((False, HYPER.weight_decay), (True, 0.0))
-    ]
-    betas = (HYPER.beta1, HYPER.beta2)
-    optimizer = torch.optim.AdamW(groups, lr=HYPER.learning_rate, betas=betas, eps=HYPER.epsilon)
-    losses, gradients = [], {}
-    for k, batch in enumerate(batches):
-        losses.append(_plain_backward(decoder, model, batch, seed=k + 1))
-        gradients = gradients or {n: p.grad.clone() for n, p in parameters.items() if p.grad is not None}
-        optimizer.step()
-        optimizer.zero_grad()
-    return Training(losses, gradients, {name: p.detach() for name, p in parameters.items()})
-
-
-def _in_fp64(decoder: Decoder, model: nn.Module, batches: list[Batch]) -> Training:
-    """Plain training in fp64, but for what the model's own code casts to fp32."""
-    return _plain_training(decoder, model.double(), batches)
-
-
-def _plain_backward(decoder: Decoder, model: nn.Module, batch: Batch, seed: int) -> float:
-    """Loss and gradients of one step, by micro-batches; what is drawn at random is what the engine draws."""
-    total = 0.0
-    for m, micro_batch in enumerate(batch.split(SIZES.micro_batch_size)):
-        with _seeded(decoder, model, (seed * MICRO_BATCHES + m) * (decoder.depth + 1)):
-            logits = model(input_ids=micro_batch.input_ids, use_cache=False).logits.flatten(0, 1).float()
-        loss = F.cross_entropy(logits, micro_batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
-        loss = loss / batch.trained_tokens
-        loss.backward()
-        total += float(loss.detach())
-    return total
-
-
-@contextmanager
-def _seeded(decoder: Decoder, model: nn.Module, seed: int) -> Iterator[None]:
-    """Within, a forward draws from this seed, and each of its blocks from one of its own."""
-    torch.manual_seed(seed)
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(lambda *_, i=i: torch.manual_seed(seed + i + 1) and None)
-        for i, name in enumerate(decoder.block_names)
-        if decoder.draws_at_random
-    ]
-    yield
-    for hook in hooks:
-        hook.remove()
-
-
 def _batch(vocabulary: int, step: int) -> Batch:
     generator = torch.Generator().manual_seed(step)
     ids = torch.randint(1, vocabulary, (SEQUENCES, LENGTH), generator=generator)
@@ -315,13 +193,3 @@ def _packed_and_padded(vocabulary: int, step: int) -> tuple[Batch, Batch]:
 
     rows = [[example(length) for length in row] for row in DOCUMENTS]
     return collate_packed(rows, pad_id=0), collate([example for row in rows for example in row], pad_id=0)
-
-
-def without_dropout(config: Any) -> Any:
-    """The configuration without anything drawn at random, however deep."""
-    for name, value in vars(config).items():
-        if isinstance(value, PretrainedConfig):
-            without_dropout(value)
-        elif isinstance(value, float) and ("drop" in name or "jitter" in name):
-            setattr(config, name, 0.0)
-    return config

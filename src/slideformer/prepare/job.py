@@ -14,11 +14,11 @@ from slideformer.data.batches import Batch, BatchStream
 from slideformer.data.examples import Examples, fingerprint
 from slideformer.data.load import LoadedData
 from slideformer.engine.device import device_and_dtype
-from slideformer.engine.parity import check_causal
 from slideformer.kernels.liger import apply_liger, choose_kernels
 from slideformer.models.architecture import Decoder
 from slideformer.models.freezing import frozen_names
 from slideformer.models.hub import read_config, resolve
+from slideformer.models.tiny_model import check_causal
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.lr import learning_rate_at, warmup_step_count
 from slideformer.plan.machine import Machine, disk_budget_bytes
