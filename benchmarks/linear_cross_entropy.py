@@ -24,7 +24,7 @@ from torch import Tensor
 from slideformer.kernels.cross_entropy import cross_entropy
 from slideformer.kernels.cross_entropy_shards import SoftmaxStatistics, add_shard, shard_gradient
 from slideformer.memory.head_shards import shard_rows
-from slideformer.models.stand_ins import add_product
+from slideformer.models.head_matmul import add_product
 
 Gradients = tuple[Tensor, Tensor]  # of hidden states [tokens, hidden] and weight [vocabulary, hidden]
 Way = Callable[[Tensor, Tensor, Tensor], Gradients]

@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 from slideformer.errors import UnsupportedModel
 from slideformer.models import architecture
 from slideformer.models.architecture import Decoder
+from slideformer.models.head_matmul import HeadMatmul
 from slideformer.models.search import block_lists
-from slideformer.models.stand_ins import HeadMatmul
 
 CPU = torch.device("cpu")
 IDS = torch.randint(3, VOCAB, (2, 20), generator=torch.Generator().manual_seed(0))
@@ -48,7 +48,7 @@ class Parts:
     def logits(self, hidden: Tensor, head_grad: Tensor | None = None) -> Tensor:
         """[c, vocabulary] of hidden states [c, hidden]."""
         head = self.weights[self.decoder.head_name]
-        return self.decoder.logits(hidden.unsqueeze(1), head, head_grad, self.shell).squeeze(1)
+        return self.decoder.tail.logits(hidden.unsqueeze(1), head, head_grad, self.shell).squeeze(1)
 
 
 def plain_hidden_and_logits(model: Any, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_models import FAMILIES, tiny_model
 
-from slideformer.models import shard_check
-from slideformer.models.architecture import Decoder
+from slideformer.models import architecture
 from slideformer.models.shard_check import head_shards_exactly
+from slideformer.models.tail import Tail
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -19,13 +19,13 @@ def test_heads_with_biases_scales_and_soft_caps_can_be_sharded(family: str):
 def spoiled(monkeypatch: pytest.MonkeyPatch, change: Any) -> bool:
     """The answer for a model that does `change` to its logits."""
 
-    class Spoiled(Decoder):
-        def _tail(self, hidden: torch.Tensor, shell: Any) -> Any:
-            output = super()._tail(hidden, shell)
+    class Spoiled(Tail):
+        def _run(self, hidden: torch.Tensor, shell: Any) -> Any:
+            output = super()._run(hidden, shell)
             output.logits = change(output.logits)
             return output
 
-    monkeypatch.setattr(shard_check, "Decoder", Spoiled)
+    monkeypatch.setattr(architecture, "Tail", Spoiled)
     return head_shards_exactly(tiny_model("llama").config)
 
 

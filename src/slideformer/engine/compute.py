@@ -151,7 +151,7 @@ def head_loss_and_gradient(
     for positions, targets in zip(batch.positions.split(chunk), batch.targets.split(chunk), strict=True):
         hidden = decoder.boundary.from_tokens(flat.index_select(0, positions), len(positions)).requires_grad_()
         with torch.enable_grad():
-            logits = decoder.logits(hidden, weight, weight_gradient, leaves).flatten(0, 1)
+            logits = decoder.tail.logits(hidden, weight, weight_gradient, leaves).flatten(0, 1)
         share, d_logits = cross_entropy(logits, targets, 1.0 / trained_tokens)
         d_hidden, *gradients = torch.autograd.grad(logits, [hidden, *trained], d_logits, allow_unused=True)
         del logits, d_logits  # before the next chunk's exist
@@ -169,11 +169,11 @@ def add_head_loss(
     with torch.no_grad():
         for positions, targets in zip(batch.positions.split(chunk), batch.targets.split(chunk), strict=True):
             hidden = decoder.boundary.from_tokens(flat.index_select(0, positions), len(positions))
-            logits = decoder.logits(hidden, weight, None, shell).flatten(0, 1)
+            logits = decoder.tail.logits(hidden, weight, None, shell).flatten(0, 1)
             total.add_(negative_log_likelihood(logits, targets))
 
 
 def next_logits(decoder: Decoder, weight: Tensor, shell: Weights, last: Tensor, out: Tensor) -> None:
     """Logits of hidden states [b, 1, hidden] behind the last block, to `out` (fp32 [b, vocabulary])."""
     with torch.no_grad():
-        out.copy_(decoder.logits(last.contiguous(), weight, None, shell).flatten(0, 1))
+        out.copy_(decoder.tail.logits(last.contiguous(), weight, None, shell).flatten(0, 1))

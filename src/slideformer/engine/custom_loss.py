@@ -97,7 +97,7 @@ def custom_loss_and_gradient(
     dx = torch.zeros_like(flat)
 
     def logits_of(hidden: Tensor) -> Tensor:
-        return decoder.logits(hidden, weight, weight_gradient, leaves)
+        return decoder.tail.logits(hidden, weight, weight_gradient, leaves)
 
     for positions, targets in zip(batch.positions.split(chunk), batch.targets.split(chunk), strict=True):
         hidden = decoder.boundary.from_tokens(flat.index_select(0, positions), len(positions)).requires_grad_()

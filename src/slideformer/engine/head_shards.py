@@ -14,7 +14,7 @@ from slideformer.engine.tape import as_leaves
 from slideformer.kernels.cross_entropy_shards import SoftmaxStatistics, add_shard, shard_gradient
 from slideformer.memory.gradients import Accumulator
 from slideformer.models.architecture import Decoder
-from slideformer.models.stand_ins import ShardMatmul
+from slideformer.models.head_matmul import ShardMatmul
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def enter_head(decoder: Decoder, shell: Weights, x: Tensor, batch: MicroBatch, c
 
 def _head_input(decoder: Decoder, shell: Weights, flat: Tensor, positions: Tensor) -> Tensor:
     hidden = decoder.boundary.from_tokens(flat.index_select(0, positions), len(positions))
-    return decoder.head_input(hidden, shell).flatten(0, 1)
+    return decoder.tail.head_input(hidden, shell).flatten(0, 1)
 
 
 def add_statistics(
@@ -54,7 +54,7 @@ def add_statistics(
     with torch.no_grad():
         for start, stop in _chunks(tokens, chunk):
             hidden = tokens.hidden[start:stop]
-            logits = decoder.shard_logits(
+            logits = decoder.tail.shard_logits(
                 lambda part=hidden: (part @ weight.mT).unsqueeze(1), weight, first, stop - start, shell
             ).flatten(0, 1)  # fmt: skip
             add_shard(logits, batch.targets[start:stop], first, tokens.statistics.part(start, stop))
@@ -85,7 +85,7 @@ def add_shard_gradients(
             return ShardMatmul.apply(hidden, weight, weight_gradient, d_hidden).unsqueeze(1)
 
         with torch.enable_grad():
-            logits = decoder.shard_logits(product, weight, first, stop - start, leaves).flatten(0, 1)
+            logits = decoder.tail.shard_logits(product, weight, first, stop - start, leaves).flatten(0, 1)
         d_logits = shard_gradient(
             logits, batch.targets[start:stop], first, log_sum[start:stop], 1.0 / trained_tokens
         )  # fmt: skip
@@ -111,7 +111,7 @@ def leave_head(
     for positions, d_hidden in zip(batch.positions.split(chunk), tokens.d_hidden.split(chunk), strict=True):
         hidden = decoder.boundary.from_tokens(flat.index_select(0, positions), len(positions)).requires_grad_()
         with torch.enable_grad():
-            output = decoder.head_input(hidden, leaves)
+            output = decoder.tail.head_input(hidden, leaves)
         d_output = d_hidden.to(output.dtype).view(output.shape)
         d_x, *gradients = torch.autograd.grad(output, [hidden, *trained], d_output, allow_unused=True)
         dx.index_copy_(0, positions, decoder.boundary.by_token(d_x))

@@ -35,8 +35,7 @@ from slideformer.models.stand_ins import (
     HeadStandIn,
     StopForward,
 )
-
-Weights = Mapping[str, Tensor]
+from slideformer.models.tail import Tail, Weights
 
 # What transformers' Trainer leaves out of weight decay, beside nn.LayerNorm modules.
 UNDECAYED_PATTERNS = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
@@ -58,6 +57,7 @@ class Decoder:
         depth: number of blocks.
         blocks: the blocks, parameters on meta. `block_names[i]` is the i-th block's prefix in the model's names.
         boundary: the shape of the hidden states between blocks; `hidden` is their elements for each token.
+        tail: what comes behind the last block.
         embedding_name, head_name: names of the embedding and LM head weights; equal when `tied`.
         shell_shapes: every other parameter that the forward reaches (position tables, outer norms, projections, head
             bias) and its shape; `entry_names` are those that it reaches before the blocks.
@@ -163,6 +163,9 @@ class Decoder:
                 shapes = {size: self._probe(*size).shape for size in ((2, 3), (5, 7))}
                 self.boundary = Boundary.learn(shapes)
                 self.hidden = self.boundary.elements_per_token
+                self.tail = Tail(
+                    self.model, self._embedding, self._chain, self._head, self.boundary, self.head_bias_name
+                )  # fmt: skip
                 return self._learn_reach()
             except Exception as error:  # the model's own code over stand-ins raises what it likes
                 reached = (len(self._chain.recorded), isinstance(error, UnsupportedModel))
@@ -199,7 +202,7 @@ class Decoder:
             ]
             before = set().union(*(reached(one, shell) for one in [entered.hidden, *self.all_sides(entered)]))
             hidden = torch.zeros(self.boundary.of(2, 1), device=self.device)
-            behind = reached(self.logits(hidden, head, None, shell), shell)
+            behind = reached(self.tail.logits(hidden, head, None, shell), shell)
         self.entry_names = frozenset(before)
         self.unused_shapes = {n: s for n, s in self.shell_shapes.items() if n not in before | behind}
         self.shell_shapes = {n: s for n, s in self.shell_shapes.items() if n in before | behind}
@@ -212,7 +215,7 @@ class Decoder:
         """Parameter name inside block i -> shape."""
         return {name: tuple(p.shape) for name, p in self.blocks[i].named_parameters()}
 
-    # ---- the three parts of a forward pass
+    # ---- what comes before the blocks, and the blocks
 
     def enter(
         self,
@@ -275,58 +278,6 @@ class Decoder:
     def all_sides(self, inputs: DecoderInputs) -> list[Tensor]:
         """Those of all blocks, each once, in the order in which they come."""
         return list({id(side): side for i in range(self.depth) for side in self.sides(i, inputs)}.values())
-
-    def logits(self, hidden: Tensor, head_weight: Tensor, head_grad: Tensor | None, shell: Weights) -> Tensor:
-        """Logits [c, 1, vocabulary] of c sequences of one token that leave the last block.
-
-        In backward the head weight's gradient is added to `head_grad` (fp32 [vocabulary, hidden]), and autograd sees
-        only the hidden states and the shell. Tokens are passed as sequences of one: nothing behind the last block mixes
-        tokens, and no position table limits c.
-        """
-        self._head.bind(head_weight, head_grad)
-        try:
-            return self._tail(hidden, shell).logits
-        finally:
-            self._head.unbind()
-
-    def head_input(self, hidden: Tensor, shell: Weights) -> Tensor:
-        """What the head is given [c, 1, width] for hidden states as in `logits`: the final norm's output, mostly."""
-        self._head.capture()
-        try:
-            self._tail(hidden, shell)
-            raise UnsupportedModel("the model's forward computes its logits without calling its head")
-        except StopForward:
-            assert self._head.captured is not None
-            return self._head.captured
-        finally:
-            self._head.unbind()
-
-    def shard_logits(
-        self, product: Callable[[], Tensor], weight: Tensor, first: int, count: int, shell: Weights
-    ) -> Tensor:
-        """Logits [c, 1, v] of a shard of the vocabulary, by the model's own code behind its head (bias, soft-cap).
-
-        Args:
-            product: gives the head's input times the shard's weight [c, 1, v].
-            weight: [v, width], the entries from `first` on.
-            count: c.
-        """
-        bias = {n: shell[n][first : first + len(weight)] for n in shell if n == self.head_bias_name}
-        hidden = torch.zeros(self.boundary.of(count, 1), dtype=weight.dtype, device=weight.device)
-        self._head.bind_product(product, weight)
-        try:
-            return self._tail(hidden, {**shell, **bias}).logits
-        finally:
-            self._head.unbind()
-
-    def _tail(self, hidden: Tensor, shell: Weights) -> Any:
-        """The model's own forward behind the last block, over tokens as sequences of one."""
-        count = self.boundary.by_token(hidden).shape[0]
-        ignored = hidden.new_zeros(count, 1, self.embedding_width)  # some models scale it in place
-        self._embedding.bind(ignored, None)
-        self._chain.start_passing(hidden)
-        ids = torch.zeros(count, 1, dtype=torch.int64, device=hidden.device)
-        return functional_call(self.model, dict(shell), (), {"input_ids": ids, "use_cache": False})
 
     @contextmanager
     def unpacked(self) -> Iterator[None]:

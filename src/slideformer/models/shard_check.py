@@ -27,11 +27,11 @@ def head_shards_exactly(config: PreTrainedConfig, trust_remote_code: bool = Fals
 def _same_logits(decoder: Decoder) -> bool:
     shell = {name: torch.randn(shape) for name, shape in decoder.shell_shapes.items()}
     weight, hidden = torch.randn(decoder.head_shape), torch.randn(decoder.boundary.of(TOKENS, 1))
-    whole = decoder.logits(hidden, weight, None, shell)
-    head_input = decoder.head_input(hidden, shell)
+    whole = decoder.tail.logits(hidden, weight, None, shell)
+    head_input = decoder.tail.head_input(hidden, shell)
     parts: list[Tensor] = []
     for first, part in zip(_starts(weight), weight.split(_rows(weight)), strict=True):
-        parts.append(decoder.shard_logits(lambda part=part: head_input @ part.mT, part, first, TOKENS, shell))
+        parts.append(decoder.tail.shard_logits(lambda part=part: head_input @ part.mT, part, first, TOKENS, shell))
     return torch.allclose(torch.cat(parts, dim=-1), whole, rtol=1e-5, atol=1e-5)
 
 
