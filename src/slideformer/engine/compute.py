@@ -1,6 +1,6 @@
 """What the compute lane runs: forward and backward of the three parts, each a function of tensors handed in."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from slideformer.models.packed_attention import Documents
 from slideformer.models.stand_ins import DecoderInputs
 
 Weights = Mapping[str, Tensor]
+OfChunk = Callable[[slice, Tensor, Weights], tuple[Tensor, Tensor | None]]  # as `tail_backward` says
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,33 @@ def enter_backward(
     into.add(gradients)
 
 
+def tail_backward(
+    decoder: Decoder, shell: Weights, x: Tensor, batch: MicroBatch, chunk: int, into: Accumulator, of_chunk: OfChunk
+) -> Tensor:
+    """Gradients of something behind the last block, computed for `chunk` trained tokens at a time; returns dx.
+
+    Args:
+        into: the shell's gradients are added to it.
+        of_chunk: (which of the trained tokens, their hidden states, the shell) -> a tensor that depends on them, and
+            its gradient; None for a scalar, a share of the loss itself.
+    """
+    leaves = as_leaves(dict(shell), decoder.frozen)
+    trained = [leaf for leaf in leaves.values() if leaf.requires_grad]
+    flat = decoder.boundary.by_token(x)
+    dx = torch.zeros_like(flat)
+    start = 0
+    for positions in batch.positions.split(chunk):
+        tokens = slice(start, start := start + len(positions))
+        hidden = decoder.boundary.from_tokens(flat.index_select(0, positions), len(positions)).requires_grad_()
+        output, d_output = of_chunk(tokens, hidden, leaves)
+        d_hidden, *gradients = torch.autograd.grad(output, [hidden, *trained], d_output, allow_unused=True)
+        del output, d_output  # before the next chunk's exist
+        if d_hidden is not None:
+            dx.index_copy_(0, positions, decoder.boundary.by_token(d_hidden))
+        into.add(gradients)
+    return decoder.boundary.from_tokens(dx, batch.input_ids.shape[0])
+
+
 def head_loss_and_gradient(
     decoder: Decoder,
     weight: Tensor,
@@ -144,21 +172,15 @@ def head_loss_and_gradient(
     Adds this micro-batch's share of the mean over the step's `trained_tokens` to `loss` (fp32 scalar), the head's
     gradient to `weight_gradient` (fp32 [vocabulary, width]; None if frozen) and the shell's to `into`; returns dx.
     """
-    leaves = as_leaves(dict(shell), decoder.frozen)
-    trained = [leaf for leaf in leaves.values() if leaf.requires_grad]
-    flat = decoder.boundary.by_token(x)
-    dx = torch.zeros_like(flat)
-    for positions, targets in zip(batch.positions.split(chunk), batch.targets.split(chunk), strict=True):
-        hidden = decoder.boundary.from_tokens(flat.index_select(0, positions), len(positions)).requires_grad_()
+
+    def of_chunk(tokens: slice, hidden: Tensor, leaves: Weights) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             logits = decoder.tail.logits(hidden, weight, weight_gradient, leaves).flatten(0, 1)
-        share, d_logits = cross_entropy(logits, targets, 1.0 / trained_tokens)
-        d_hidden, *gradients = torch.autograd.grad(logits, [hidden, *trained], d_logits, allow_unused=True)
-        del logits, d_logits  # before the next chunk's exist
-        dx.index_copy_(0, positions, decoder.boundary.by_token(d_hidden))
-        into.add(gradients)
+        share, d_logits = cross_entropy(logits, batch.targets[tokens], 1.0 / trained_tokens)
         loss.add_(share)
-    return decoder.boundary.from_tokens(dx, batch.input_ids.shape[0])
+        return logits, d_logits
+
+    return tail_backward(decoder, shell, x, batch, chunk, into, of_chunk)
 
 
 def add_head_loss(

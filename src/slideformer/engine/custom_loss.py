@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from slideformer.data.batches import Batch
-from slideformer.engine.compute import MicroBatch, Weights, head_loss_and_gradient
-from slideformer.engine.tape import as_leaves
+from slideformer.engine.compute import MicroBatch, Weights, head_loss_and_gradient, tail_backward
 from slideformer.memory.gradients import Accumulator
 from slideformer.models.architecture import Decoder
 
@@ -91,25 +90,19 @@ def custom_loss_and_gradient(
     Args:
         extra: name -> [b * t, ...] on the device.
     """
-    leaves = as_leaves(dict(shell), decoder.frozen)
-    trained = [leaf for leaf in leaves.values() if leaf.requires_grad]
-    flat = decoder.boundary.by_token(x)
-    dx = torch.zeros_like(flat)
 
-    def logits_of(hidden: Tensor) -> Tensor:
-        return decoder.tail.logits(hidden, weight, weight_gradient, leaves)
+    def of_chunk(tokens: slice, hidden: Tensor, leaves: Weights) -> tuple[Tensor, None]:
+        chosen = {name: value.index_select(0, batch.positions[tokens]) for name, value in extra.items()}
 
-    for positions, targets in zip(batch.positions.split(chunk), batch.targets.split(chunk), strict=True):
-        hidden = decoder.boundary.from_tokens(flat.index_select(0, positions), len(positions)).requires_grad_()
-        chosen = {name: value.index_select(0, positions) for name, value in extra.items()}
+        def logits_of(hidden: Tensor) -> Tensor:
+            return decoder.tail.logits(hidden, weight, weight_gradient, leaves)
+
         with torch.enable_grad():
-            share = _checked(loss_of(TokenChunk(hidden, logits_of, targets, chosen, trained_tokens)))
-        d_hidden, *gradients = torch.autograd.grad(share, [hidden, *trained], allow_unused=True)
-        if d_hidden is not None:
-            dx.index_copy_(0, positions, decoder.boundary.by_token(d_hidden))
-        into.add(gradients)
+            share = _checked(loss_of(TokenChunk(hidden, logits_of, batch.targets[tokens], chosen, trained_tokens)))
         loss.add_(share.detach())
-    return decoder.boundary.from_tokens(dx, batch.input_ids.shape[0])
+        return share, None
+
+    return tail_backward(decoder, shell, x, batch, chunk, into, of_chunk)
 
 
 def _checked(share: Tensor) -> Tensor:

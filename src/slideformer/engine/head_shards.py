@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slideformer.engine.compute import MicroBatch, Weights
+from slideformer.engine.compute import MicroBatch, Weights, tail_backward
 from slideformer.engine.tape import as_leaves
 from slideformer.kernels.cross_entropy_shards import SoftmaxStatistics, add_shard, shard_gradient
 from slideformer.memory.gradients import Accumulator
@@ -104,19 +104,13 @@ def leave_head(
     decoder: Decoder, shell: Weights, x: Tensor, batch: MicroBatch, tokens: HeadTokens, chunk: int, into: Accumulator
 ) -> Tensor:
     """Backward of `enter_head`: returns dx, and adds the shell's gradients to `into`."""
-    leaves = as_leaves(dict(shell), decoder.frozen)
-    trained = [leaf for leaf in leaves.values() if leaf.requires_grad]
-    flat = decoder.boundary.by_token(x)
-    dx = torch.zeros_like(flat)
-    for positions, d_hidden in zip(batch.positions.split(chunk), tokens.d_hidden.split(chunk), strict=True):
-        hidden = decoder.boundary.from_tokens(flat.index_select(0, positions), len(positions)).requires_grad_()
+
+    def of_chunk(part: slice, hidden: Tensor, leaves: Weights) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             output = decoder.tail.head_input(hidden, leaves)
-        d_output = d_hidden.to(output.dtype).view(output.shape)
-        d_x, *gradients = torch.autograd.grad(output, [hidden, *trained], d_output, allow_unused=True)
-        dx.index_copy_(0, positions, decoder.boundary.by_token(d_x))
-        into.add(gradients)
-    return decoder.boundary.from_tokens(dx, batch.input_ids.shape[0])
+        return output, tokens.d_hidden[part].to(output.dtype).view(output.shape)
+
+    return tail_backward(decoder, shell, x, batch, chunk, into, of_chunk)
 
 
 def _chunks(tokens: HeadTokens, chunk: int) -> list[tuple[int, int]]:

@@ -3,7 +3,7 @@
 from slideformer.data.batches import Batch
 from slideformer.engine import compute
 from slideformer.engine.custom_loss import HeadPass
-from slideformer.engine.head_step import head_and_loss
+from slideformer.engine.head_step import HeadStep
 from slideformer.engine.machinery import Machinery
 from slideformer.engine.step_result import StepResult
 from slideformer.engine.tape import Tape
@@ -42,7 +42,7 @@ def train_step(
     e.saved.turn([(i, m) for i in reversed(range(e.lowest, n)) for m in range(len(batches))])
     e.fetch(reversed(range(max(e.lowest, n - e.window.depth), n)))  # still in the window
     d_shell = e.open_shell_gradient()
-    dxs, d_rows = head_and_loss(e, result, head_passes, shell, d_shell, xs, batches, row_ids)
+    dxs, d_rows = HeadStep(e, result, shell, d_shell, batches, row_ids).run(head_passes, xs)
 
     for i in reversed(range(e.lowest, n)):
         weights, d_weights = e.window.layer(i), e.gradients.open(e.layouts[i])
