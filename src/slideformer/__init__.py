@@ -23,21 +23,36 @@ if TYPE_CHECKING:
     from slideformer.engine.pretrained import Engine
     from slideformer.errors import SlideFormerError
     from slideformer.listeners.events import Listener, Wishes
+    from slideformer.listeners.metrics import EvalStats, RunRecord, Sample, StepStats
+    from slideformer.listeners.run_directory import read_log, read_metrics
+    from slideformer.listeners.transformers_callbacks import HuggingFaceListener
     from slideformer.optim.adamw import AdamWStep
+    from slideformer.prepare.job import plan_for
+    from slideformer.run.saving import export
     from slideformer.run.trainer import Trainer
-    from slideformer.settings.config import Config, load_config
+    from slideformer.settings.config import Config, as_config, load_config
 
 _MODULES = {
     "AdamWStep": "optim.adamw",
     "Batch": "data.batches",
     "Config": "settings.config",
     "Engine": "engine.pretrained",
+    "EvalStats": "listeners.metrics",
+    "HuggingFaceListener": "listeners.transformers_callbacks",
     "Listener": "listeners.events",
+    "RunRecord": "listeners.metrics",
+    "Sample": "listeners.metrics",
     "SlideFormerError": "errors",
+    "StepStats": "listeners.metrics",
     "TokenChunk": "engine.custom_loss",
     "Trainer": "run.trainer",
     "Wishes": "listeners.events",
+    "as_config": "settings.config",
+    "export": "run.saving",
     "load_config": "settings.config",
+    "plan_for": "prepare.job",
+    "read_log": "listeners.run_directory",
+    "read_metrics": "listeners.run_directory",
 }
 
 __all__ = [
@@ -45,12 +60,22 @@ __all__ = [
     "Batch",
     "Config",
     "Engine",
+    "EvalStats",
+    "HuggingFaceListener",
     "Listener",
+    "RunRecord",
+    "Sample",
     "SlideFormerError",
+    "StepStats",
     "TokenChunk",
     "Trainer",
     "Wishes",
+    "as_config",
+    "export",
     "load_config",
+    "plan_for",
+    "read_log",
+    "read_metrics",
 ]
 
 

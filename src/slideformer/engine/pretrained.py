@@ -42,7 +42,7 @@ class Origin:
 
 
 class Engine(core.Engine):
-    """The engine, made from a model's directory and saved as one.
+    """The engine, made from a model's directory and saved as one; built by hand, it takes what its base class does.
 
     Attributes:
         origin: the model's directory and the plan, of an engine made by `from_pretrained`.
