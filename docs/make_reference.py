@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from slideformer import cli, errors
+from slideformer import errors
+from slideformer.cli import command_line
 from slideformer.settings.config import setting_fields
 from slideformer.settings.config_file import SOURCE_PREFIXES
 from slideformer.settings.data import Source
@@ -81,7 +82,7 @@ def commands_page() -> str:
     previous = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = HELP_COLUMNS  # what argparse wraps to
     try:
-        parser = cli._parser()
+        parser = command_line()
         sections = [_help_section(parser), *(_help_section(command) for command in _commands(parser))]
     finally:
         os.environ.pop("COLUMNS") if previous is None else os.environ.update(COLUMNS=previous)

@@ -159,14 +159,15 @@ def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, config_file: str)
 def test_a_reader_that_has_seen_enough_ends_the_program_quietly():
     script = """
 import sys
-import slideformer.cli as cli
+from slideformer.cli import main
+from slideformer.commands import training
 
 def print_forever(*_):
     while True:
         print("a table")
 
-cli.load_config = print_forever
-sys.exit(cli.main(["plan", "run.yaml"]))
+training.load_config = print_forever
+sys.exit(main(["plan", "run.yaml"]))
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
         assert program.stdout and program.stderr

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from slideformer import doctor
 from slideformer.cli import main
+from slideformer.commands import doctor
 
 
 def huge_pages(root: Path, mode: str) -> doctor.Finding:
