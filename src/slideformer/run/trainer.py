@@ -1,29 +1,22 @@
 """The run: plan, engine, loop, saved model."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from slideformer.data.batches import BatchStream
 from slideformer.engine.engine import Engine
-from slideformer.engine.parity import check_parity
-from slideformer.engine.random_weights import random_weights
 from slideformer.errors import NonFinite
 from slideformer.lanes.lanes import lanes_for
 from slideformer.lanes.measured import measured
 from slideformer.listeners.events import Listener, Listeners, Wishes
-from slideformer.listeners.metrics import EvalStats, RunRecord
+from slideformer.listeners.metrics import EvalStats
 from slideformer.listeners.progress import progress
 from slideformer.listeners.run_directory import EVALS, RunDirectory, read_log
 from slideformer.listeners.trackers import tracker_callbacks
 from slideformer.listeners.transformers_callbacks import Callback, HuggingFaceListener
-from slideformer.models.freezing import trained_in_words
 from slideformer.models.meta import build_on_meta
-from slideformer.models.stream_in import stream_in
-from slideformer.plan.table import NO_RATES, render
 from slideformer.prepare.job import Job, hyper_at, prepare
 from slideformer.prepare.reading import load_tokenizer
 from slideformer.run.background_saving import BackgroundSaving
@@ -32,9 +25,10 @@ from slideformer.run.evaluation import Interludes
 from slideformer.run.out_of_memory import explained_out_of_memory
 from slideformer.run.outcome import StepTimes, predicted_against_measured
 from slideformer.run.recorder import Recorder
-from slideformer.run.resume import AUTO, Candidate, find_candidates, restore_newest
+from slideformer.run.resume import Candidate, find_candidates
 from slideformer.run.saving import save_checkpoint, save_result
 from slideformer.run.skipped_steps import SkippedSteps
+from slideformer.run.start import introduce, restore_or_load, run_record
 from slideformer.run.stop_request import StopRequest
 from slideformer.settings.config import Config, as_config
 from slideformer.storage.checkpoint import remove_hidden
@@ -85,7 +79,7 @@ class Trainer:
         remove_hidden(config.output_dir)
         candidates = find_candidates(config)
         job = prepare(config, candidates[0].manifest.run.micro_batch_size if candidates else None)
-        _introduce(job)
+        introduce(job)
         callbacks = _listening_callbacks([*trackers, *self._callbacks], job, self._wishes)
         with explained_out_of_memory(job):
             return self._train_planned(job, candidates, callbacks)
@@ -96,7 +90,7 @@ class Trainer:
         lanes = measured(lanes_for(job.decoder.device))
         offload_dir = config.budget.offload_dir
         with Engine(job.decoder, job.plan.sizes, job.dtype, lanes, offload_dir=offload_dir, seed=config.seed) as engine:
-            done = _restore_or_load(engine, job, candidates)
+            done = restore_or_load(engine, job, candidates)
             stopped_at = self._run(engine, job, done, [times, *callbacks])
         print(predicted_against_measured(job.plan, times.median))
         return stopped_at
@@ -171,25 +165,6 @@ class Trainer:
         return path
 
 
-def _introduce(job: Job) -> None:
-    """What will be trained, on what, and within which memory; the architecture's own check is part of it."""
-    config, held_out = job.config, job.held_out
-    print(job.data.report)
-    if held_out is not None:
-        print(f"held out for evaluation: {len(held_out):,} records, {int(held_out.lengths.sum()):,} tokens")
-    if trained := _trained(job):
-        print(trained)
-    if config.parity_check:
-        print(check_parity(job.model_config, config.trust_remote_code, config.packing))
-    print(render(job.plan) if job.plan.timing else f"{render(job.plan)}\n{NO_RATES}")
-
-
-def _trained(job: Job) -> str | None:
-    """What is trained and what is not, where anything is not."""
-    decoder, patterns = job.decoder, {"trainable": job.config.trainable, "frozen": job.config.frozen}
-    return trained_in_words(decoder.parameter_shapes, decoder.frozen, decoder.unused_shapes, patterns)
-
-
 def _listening_callbacks(callbacks: Sequence[Callback], job: Job, wishes: Wishes) -> list[Listener]:
     """What tells the callbacks; nothing is built for none."""
     if not callbacks:
@@ -197,47 +172,6 @@ def _listening_callbacks(callbacks: Sequence[Callback], job: Job, wishes: Wishes
     config = job.config
     model = build_on_meta(job.model_config, None, config.trust_remote_code)
     return [HuggingFaceListener(callbacks, wishes, model, load_tokenizer(job.model_path, config))]
-
-
-def run_record(job: Job) -> RunRecord:
-    """What the run is."""
-    model = {
-        "architecture": type(job.decoder.model).__name__,
-        "parameters": job.plan.model.parameters,
-        "trained_parameters": job.plan.model.trained_parameters,
-    }
-    return RunRecord(
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        config=job.config.model_dump(mode="json"),
-        versions=job.facts.versions,
-        machine=vars(job.machine),
-        plan=job.plan.as_json(),
-        data=job.data_record(),
-        model=model,
-        steps=job.steps,
-    )
-
-
-def _restore_or_load(engine: Engine, job: Job, candidates: list[Candidate]) -> int | None:
-    """Fill the engine; returns the steps that are done, None in a run that begins."""
-    if not candidates:
-        _load(engine, job)
-        return None
-    started = time.perf_counter()
-    named = job.config.resume_from_checkpoint != AUTO
-    step = restore_newest(candidates, engine.unit_states(), job.facts, named)
-    print(f"read {job.plan.model.parameters / 1e9:.3g}B parameters' state in {time.perf_counter() - started:.1f} s")
-    return step
-
-
-def _load(engine: Engine, job: Job) -> None:
-    started = time.perf_counter()
-    if job.config.init == "random":
-        engine.load(random_weights(engine, job.model_config, job.config.seed))
-    else:
-        model = build_on_meta(job.model_config, None, job.config.trust_remote_code)
-        engine.load(stream_in(job.model_path, model, engine.parameter_groups()))
-    print(f"loaded {job.plan.model.parameters / 1e9:.3g}B parameters in {time.perf_counter() - started:.1f} s")
 
 
 @contextmanager
