@@ -3,9 +3,9 @@
     python benchmarks/saving.py --shape qwen3-4b --sequences 8 --steps 50 --directory DISK --json out.json
     python benchmarks/saving.py --shape tiny --device cpu --sequences 2 --length 64 --steps 20     # anywhere
 
-Random weights. The three kinds take turns in one process, `--rounds` times: *alone* is `--steps` steps, before and after
-*meanwhile*, which is the same with a checkpoint begun before the first of them; *still* is a checkpoint during which
-nothing else happens. A checkpoint that is not durable after the last step of its turn is waited for, and the wait
+Random weights. The three kinds take turns in one process, `--rounds` times: *alone* is `--steps` steps, before and
+after *meanwhile*, which is the same with a checkpoint begun before the first of them; *still* is a checkpoint during
+which nothing else happens. A checkpoint that is not durable after the last step of its turn is waited for, and the wait
 counts. Overhead is what *meanwhile* takes longer than *alone*, over *alone*: that of one save every `--steps` steps. A
 second process then resumes from the last checkpoint, timed from its start to the end of its first step.
 

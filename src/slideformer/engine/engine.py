@@ -30,7 +30,7 @@ from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.memory.snapshot import SnapshotMemory
 from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
-from slideformer.optim.threads import cpu_threads
+from slideformer.optim.threads import optimizer_threads
 from slideformer.plan.sizes import Sizes
 from slideformer.storage.checkpoint import UnitState
 
@@ -302,9 +302,3 @@ class Engine:
                 f"an earlier step failed ({type(self._failure).__name__}), so layers may be of different steps",
                 "start again from the last saved model",
             ) from self._failure
-
-
-def optimizer_threads(on_accelerator: bool) -> int:
-    """One thread submits forward, another (autograd's) backward: neither should wait for a core."""
-    available = cpu_threads()
-    return available - 2 if on_accelerator and available > 4 else available

@@ -33,6 +33,8 @@ class RecordRing:
         buffers: how many; with fewer than `BUFFERS` the disk and AdamW wait for each other more often.
     """
 
+    holds_any = True
+
     def __init__(
         self, directory: Path, record_bytes: Mapping[str, int], allocator: HostAllocator, buffers: int = BUFFERS
     ):
@@ -152,6 +154,8 @@ class RecordRing:
 
 class AllInMemory:
     """In place of a ring where nothing is on disk."""
+
+    holds_any = False
 
     def expect(self, units: Sequence[str]) -> None:
         pass
