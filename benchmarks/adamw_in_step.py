@@ -19,8 +19,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from machine_rates import rates_of
 from shapes import SHAPES
-from step import rates_of
 from torch import Tensor
 
 from slideformer import _core
