@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from slideformer.engine.updates import Update, Updates
-from slideformer.streams import Lanes, raise_worker_error
+from slideformer.lanes.lanes import Lanes, raise_worker_error
 
 Seconds = Callable[[Callable[..., Any], tuple[Any, ...]], float]
 
