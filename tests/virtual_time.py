@@ -47,10 +47,10 @@ class VirtualTime:
         self.update_seconds = update
         self.spans: list[Span] = []
         self.worker: VirtualWorker | None = None
-        lanes = [TimedLane(self, name, of) for name, of in (("compute", compute), ("h2d", h2d), ("d2h", d2h))]
-        self.compute, self.h2d, self.d2h = lanes
-        update_lane = TimedLane(self, "update", lambda *_: 0.0)
-        self.lanes = Lanes(torch.device("cpu"), *lanes, update_lane, self._start_worker)
+        self.compute = TimedLane(self, "compute", compute)
+        copies = TimedLane(self, "h2d", h2d), TimedLane(self, "d2h", d2h)
+        updates = TimedLane(self, "update", lambda *_: 0.0)
+        self.lanes = Lanes(torch.device("cpu"), self.compute, *copies, updates, self._start_worker)
 
     def _start_worker(self, name: str, work: Callable[[], bool]) -> "VirtualWorker":
         self.worker = VirtualWorker(self, name, work)
