@@ -14,15 +14,9 @@ import torch
 
 from slideformer.errors import DiskError
 from slideformer.layout import FlatLayout
-from slideformer.memory.disk_state import (
-    BUFFERS,
-    DiskState,
-    RecordRing,
-    record_bytes,
-    resident_bytes,
-    resident_parts,
-)
+from slideformer.memory.disk_state import DiskState, fetched_parts, record_bytes, weight_bytes
 from slideformer.memory.host import HostAllocator, LayerState
+from slideformer.memory.record_ring import BUFFERS, RecordRing
 from slideformer.optim.adamw import AdamWStep
 
 LAYOUT = FlatLayout({"w": (5, 300), "b": (7,)}, no_decay=["b"], frozen=["b"])
@@ -124,9 +118,9 @@ def test_what_fails_while_a_record_is_borrowed_gives_its_buffer_back_unwritten(r
 
 def both(ring: RecordRing, dtype: torch.dtype) -> tuple[DiskState, LayerState]:
     allocator = HostAllocator(pin=False)
-    on_disk = DiskState(UNITS[0], LAYOUT, allocator, ring, False, 1, resident_parts(dtype))
+    on_disk = DiskState(UNITS[0], LAYOUT, allocator, ring, False, 1, fetched_parts(dtype))
     in_memory = LayerState(UNITS[0], LAYOUT, HostAllocator(pin=False), pin_lo=False, threads=1)
-    assert sum(allocator.allocated_bytes.values()) == resident_bytes(LAYOUT, dtype)
+    assert sum(allocator.allocated_bytes.values()) == weight_bytes(LAYOUT, dtype)
     value = torch.randn(5, 300)
     for state in (on_disk, in_memory):
         with state.opened(change=True) as whole:
@@ -181,4 +175,4 @@ def test_ten_of_twelve_bytes_are_on_disk(allocator: HostAllocator):
     layout = FlatLayout({"w": (128, 8)})
     assert record_bytes(layout, torch.bfloat16) == 10 * layout.numel
     assert record_bytes(layout, torch.float32) == 8 * layout.numel  # the device fetches the remainders, too
-    assert RecordRing.bytes_needed([10 * layout.numel, 5]) == BUFFERS * 3 * 4096
+    assert RecordRing.bytes_needed({"one": 10 * layout.numel, "other": 5}) == BUFFERS * 3 * 4096

@@ -9,7 +9,7 @@ import torch
 from made_up_plans import BLOCKS, VOCABULARY, WIDTH, model_of, plan, work_of
 
 from slideformer.errors import DoesNotFit
-from slideformer.memory.disk_state import BUFFERS
+from slideformer.memory.record_ring import BUFFERS
 from slideformer.plan.footprint import device_bytes, host_bytes
 from slideformer.plan.sizes import Sizes
 from slideformer.units import GIB, MIB, parse_bytes

@@ -92,6 +92,7 @@ class Engine:
                 sizes.moment_dtype,
                 seed,
                 sizes.disk_buffers,
+                sizes.disk_weight_blocks,
             )
             try:
                 self._machinery = Machinery(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from slideformer.data.batches import Batch
+from slideformer.engine.block_weights import BlockWeights
 from slideformer.engine.compute import MicroBatch, Weights
 from slideformer.engine.durable import DurableState
 from slideformer.engine.send_batches import send_batches
@@ -20,7 +21,7 @@ from slideformer.layout import FlatLayout
 from slideformer.memory.activations import ActivationStore
 from slideformer.memory.device_state import DeviceState
 from slideformer.memory.device_table import DeviceTable
-from slideformer.memory.disk_state import AllInMemory, RecordRing
+from slideformer.memory.record_ring import AllInMemory, RecordRing
 from slideformer.memory.embedding import EmbeddingTable, take_shard_rows
 from slideformer.memory.feed import TokenFeed
 from slideformer.memory.gradients import Accumulator, GradientRing, HostGradient
@@ -63,15 +64,17 @@ class Machinery:
         self._learn_where_backward_ends()
         self.updates = Updates(lanes, records, skip=lambda unit: states[unit].counts.skip())
         self._submission = Submission(lanes, self.updates)
+        weights = BlockWeights(self.blocks, self.updates, records, allocator, dtype, sizes.disk_buffers)
         self.window = LayerWindow(
             lanes,
             self.layouts,
             sizes.window_depth,
             dtype,
-            fresh=lambda i: self.updates.fresh(decoder.block_names[i]),
-            wait_fresh=lambda i: self.updates.wait_fresh(decoder.block_names[i]),
-            copy_weights=lambda i, out: self.blocks[i].copy_weights(out),
-            resident=self._resident_blocks(),
+            weights.fresh,
+            weights.wait_fresh,
+            weights.copy,
+            self._resident_blocks(),
+            weights,
         )
         self.gradients = GradientRing(
             lanes,
@@ -178,6 +181,8 @@ class Machinery:
         """A result to fill; its loss starts at zero."""
         loss = torch.empty((), dtype=torch.float32, device=self.lanes.device)
         self.lanes.compute.run(loss.zero_)
+        depth = self.decoder.depth
+        self.window.expect([*range(depth), *reversed(range(self.lowest, depth - self.window.depth))])
         trained = sum(batch.trained_tokens for batch in micro_batches)
         return StepResult(self.updates, pending, trained, loss, self._host_losses[pending.hyper.step % 2])
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +30,42 @@ class Slot:
     views: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
 
+class ReadAhead(Protocol):
+    """Brings layers' weights to where `copy_weights` finds them, if they are not always there."""
+
+    def expect(self, layers: Sequence[int]) -> None:
+        """These will be copied, in this order; forget what was expected before."""
+        ...
+
+    def skip(self, i: int) -> None:
+        """Layer i was to be copied next, and need not be."""
+        ...
+
+    def sent(self, i: int, fence: Fence) -> None:
+        """Behind the fence layer i has been copied."""
+        ...
+
+    def forget(self, i: int) -> None:
+        """Layer i is about to change."""
+        ...
+
+
+class AlwaysThere:
+    """In place of a `ReadAhead` where all weights are in memory."""
+
+    def expect(self, layers: Sequence[int]) -> None:
+        pass
+
+    def skip(self, i: int) -> None:
+        pass
+
+    def sent(self, i: int, fence: Fence) -> None:
+        pass
+
+    def forget(self, i: int) -> None:
+        pass
+
+
 class LayerWindow:
     """Weights of layers on the device, `depth` at a time.
 
@@ -43,6 +80,7 @@ class LayerWindow:
         wait_fresh: blocks until they are.
         copy_weights: copies layer i's weights from the host into a slot's first `layouts[i].numel` elements.
         resident: layers whose weights are on the device for good; they are used in place and need no slot.
+        ahead: told what will be copied, and what was.
     """
 
     def __init__(
@@ -55,8 +93,9 @@ class LayerWindow:
         wait_fresh: Callable[[int], None],
         copy_weights: Callable[[int, Tensor], None],
         resident: Mapping[int, DeviceState] | None = None,
+        ahead: ReadAhead | None = None,
     ):
-        self._lanes = lanes
+        self._lanes, self._ahead = lanes, ahead or AlwaysThere()
         self._layouts = layouts
         self._fresh, self._wait_fresh, self._copy_weights = fresh, wait_fresh, copy_weights
         self._resident = dict(resident or {})
@@ -71,6 +110,11 @@ class LayerWindow:
         """With `layouts` those that are not resident."""
         return min(depth, len(layouts)) * slot_numel(layouts) * dtype.itemsize
 
+    def expect(self, layers: Sequence[int]) -> None:
+        """These will be fetched next, in this order."""
+        waiting = [slot.layer for slot in self._slots if slot.held and slot.ready is None]
+        self._ahead.expect([*waiting, *(i for i in layers if i not in self._resident)])
+
     def fetch(self, i: int) -> None:
         """Bring layer i's weights to the device, or keep them there; out of range is nothing to do."""
         if not 0 <= i < len(self._layouts) or i in self._resident:
@@ -78,6 +122,8 @@ class LayerWindow:
         slot = self._find(i) or self._evict()
         if slot.layer != i:
             slot.layer, slot.ready = i, None
+        elif not slot.held and slot.ready is not None:
+            self._ahead.skip(i)
         slot.held = True
         for waiting in self._slots:
             if waiting.held and waiting.ready is None and self._fresh(waiting.layer):
@@ -116,6 +162,7 @@ class LayerWindow:
 
     def invalidate(self, i: int) -> None:
         """Layer i's weights are about to change: what the window holds of them is no longer to be used."""
+        self._ahead.forget(i)
         slot = self._find(i)
         if slot is not None:
             assert not slot.held, f"layer {i} changes while it is held"
@@ -144,6 +191,7 @@ class LayerWindow:
             self._lanes.h2d.wait(slot.free)
         self._lanes.h2d.run(self._copy_weights, slot.layer, slot.flat[: self._layouts[slot.layer].numel])
         slot.ready = self._lanes.h2d.record()
+        self._ahead.sent(slot.layer, slot.ready)
 
 
 def slot_numel(layouts: Sequence[FlatLayout]) -> int:

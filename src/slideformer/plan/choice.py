@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeVar
 
-from slideformer.memory.disk_state import BUFFERS
+from slideformer.memory.record_ring import BUFFERS
 from slideformer.plan.sizes import Sizes
 
 T = TypeVar("T")

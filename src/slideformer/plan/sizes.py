@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from slideformer.memory.disk_state import BUFFERS
+from slideformer.memory.record_ring import BUFFERS
 
 OptimizerState = Literal["fp32", "bf16"]
 
@@ -27,7 +27,8 @@ class Sizes:
         resident_gradients: whether the gradients of all that is resident may wait on the device for their update.
         resident_ends: whether that of embedding, head and what else is outside the blocks is there, too.
         disk_blocks: layers whose durable state, but for the weights that the device fetches, is on disk.
-        disk_buffers: records of these that are in host memory at once.
+        disk_weight_blocks: layers of these whose weights are on disk, too.
+        disk_buffers: records of these, and weights of them, that are in host memory at once.
         optimizer_state: what the optimizer's moments are stored in.
         snapshot_units: units whose state may be held a second time, in host memory, while a checkpoint is written.
         head_shards: shards of the vocabulary in which the head passes the device; 1: it is there as a whole.
@@ -46,6 +47,7 @@ class Sizes:
     resident_gradients: bool = False
     resident_ends: bool = False
     disk_blocks: int = 0
+    disk_weight_blocks: int = 0
     disk_buffers: int = BUFFERS
     optimizer_state: OptimizerState = "fp32"
     snapshot_units: int = 0

@@ -37,6 +37,7 @@ class DiskFile:
     Args:
         directory: where the file's space is taken, at once.
         record_bytes: record -> its size.
+        what: what a record holds of the block (or what else) that it is named after, in words.
 
     Attributes:
         direct: whether reads and writes go past the page cache; not every file system can (some tmpfs cannot).
@@ -45,8 +46,8 @@ class DiskFile:
         DiskError: there is no room, or no file can be made there.
     """
 
-    def __init__(self, directory: Path, record_bytes: Mapping[str, int]):
-        self.directory = directory
+    def __init__(self, directory: Path, record_bytes: Mapping[str, int], what: str = "state"):
+        self.directory, self.what = directory, what
         self._sizes = {name: padded(size) for name, size in record_bytes.items()}
         starts = np.cumsum([0, *self._sizes.values()]).tolist()
         self._starts = dict(zip(self._sizes, starts, strict=False))
@@ -63,7 +64,7 @@ class DiskFile:
         return sum(map(padded, record_bytes.values()))
 
     def read(self, name: str, into: memoryview) -> Future[None]:
-        """Fill the start of `into`, page-aligned memory of at least the record's padded size.
+        """Fill the start of `into`, page-aligned memory of at least the record's padded size, or of what was written.
 
         The future raises DiskError if the record cannot be read, or is not what was written.
         """
@@ -71,7 +72,8 @@ class DiskFile:
 
     def write(self, name: str, data: memoryview) -> Future[None]:
         """Write the start of `data`, page-aligned memory of at least the record's padded size, to be left alone until
-        the future is done. The future raises DiskError if the record cannot be written."""
+        the future is done; less memory, of whole pages, is written as a shorter record. The future raises DiskError if
+        the record cannot be written."""
         return self._submit(name, self._write, data)
 
     def close(self) -> None:
@@ -94,7 +96,7 @@ class DiskFile:
         self._transfer(os.preadv, "read", name, into)
         if checksum(into) != self._sums[name]:
             raise DiskError(
-                f"the state of {name} in {self.directory} is not what was written there: its checksum is another",
+                f"the {self.what} of {name} in {self.directory} is not what was written there: its checksum is another",
                 f"check the disk; {REMEDY}",
             )
 
@@ -111,12 +113,12 @@ class DiskFile:
                 moved = call(self._file, [memory[done : done + CHUNK_BYTES]], start + done)
             except OSError as error:
                 raise DiskError(
-                    f"cannot {verb} the state of {name} in {self.directory}: {error.strerror or error}", REMEDY
+                    f"cannot {verb} the {self.what} of {name} in {self.directory}: {error.strerror or error}", REMEDY
                 ) from error
             whole = moved - moved % ALIGN_BYTES
             if whole <= 0:
                 raise DiskError(
-                    f"cannot {verb} the state of {name} in {self.directory}: only {done + moved:,} of {len(memory):,} "
+                    f"cannot {verb} the {self.what} of {name} in {self.directory}: only {done + moved:,} of {len(memory):,} "
                     "bytes",
                     REMEDY,
                 )
