@@ -1,5 +1,6 @@
 """The window holds what was fetched, keeps it while it may, and refuses what was not fetched."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -42,7 +43,8 @@ def layers() -> Layers:
 
 def new_window(layers: Layers, depth: int, **changes: Any) -> LayerWindow:
     lanes = inline_lanes(torch.device("cpu"))
-    return LayerWindow(lanes, LAYOUTS, depth, torch.float32, layers.fresh, layers.wait_fresh, layers.copy)
+    asked = (layers.fresh, layers.wait_fresh, lambda i: partial(layers.copy, i))
+    return LayerWindow(lanes, LAYOUTS, depth, torch.float32, *asked, **changes)
 
 
 def use(window: LayerWindow, i: int) -> float:

@@ -1,6 +1,7 @@
 """The blocks' weights as the window takes them: in host memory, or read from the disk ahead of their use."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class BlockWeights:
             )  # fmt: skip
 
     def fresh(self, i: int) -> bool:
-        """Whether `copy` gives block i as its last update left it. Raises what failed."""
+        """Whether `copy_of` gives block i as its last update left it. Raises what failed."""
         fresh, staging = self._updates.fresh(self._blocks[i].name), self._staging_of(i)
         return fresh and (staging is None or staging.ready(self._blocks[i].name))
 
@@ -53,12 +54,11 @@ class BlockWeights:
         if staging := self._staging_of(i):
             staging.arrive(self._blocks[i].name)
 
-    def copy(self, i: int, out: Tensor) -> None:
-        """Copy block i's weights to `out` [numel] on any device."""
+    def copy_of(self, i: int) -> Callable[[Tensor], None]:
+        """What copies block i's weights, which are fresh, to a tensor [numel] on any device."""
         if staging := self._staging_of(i):
-            self._on_disk[i].copy_record(staging.memory_of(self._blocks[i].name), out)
-        else:
-            self._blocks[i].copy_weights(out)
+            return partial(self._on_disk[i].copy_record, staging.memory_of(self._blocks[i].name))
+        return self._blocks[i].copy_weights
 
     # ---- what the window tells
 

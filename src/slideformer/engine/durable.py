@@ -69,8 +69,8 @@ def durable_states(
         if way_out is not None and unit in on_device:
             return DeviceState(unit, layout, lanes, way_out, *moments)
         if isinstance(records, RecordRing) and unit in on_disk:
-            there = unit in with_weights
-            return DiskState(unit, layout, allocator, records, pin_lo, threads, fetched, *moments, weights_on_disk=there)
+            memory = (allocator, records, pin_lo, threads, fetched)
+            return DiskState(unit, layout, *memory, *moments, weights_on_disk=unit in with_weights)
         return LayerState(unit, layout, allocator, pin_lo, threads, *moments)
 
     return {unit: state_of(k, unit, layout) for k, (unit, layout) in enumerate(layouts.items())}, records

@@ -21,13 +21,13 @@ from slideformer.layout import FlatLayout
 from slideformer.memory.activations import ActivationStore
 from slideformer.memory.device_state import DeviceState
 from slideformer.memory.device_table import DeviceTable
-from slideformer.memory.record_ring import AllInMemory, RecordRing
 from slideformer.memory.embedding import EmbeddingTable, take_shard_rows
 from slideformer.memory.feed import TokenFeed
 from slideformer.memory.gradients import Accumulator, GradientRing, HostGradient
 from slideformer.memory.head import HeadWeight, ResidentHead, zeroed
 from slideformer.memory.head_shards import HeadShards, ResidentHeadShards
 from slideformer.memory.host import HostAllocator, LayerState
+from slideformer.memory.record_ring import AllInMemory, RecordRing
 from slideformer.memory.window import LayerWindow
 from slideformer.models.architecture import Decoder
 from slideformer.plan.sizes import Sizes
@@ -72,7 +72,7 @@ class Machinery:
             dtype,
             weights.fresh,
             weights.wait_fresh,
-            weights.copy,
+            weights.copy_of,
             self._resident_blocks(),
             weights,
         )
@@ -147,10 +147,6 @@ class Machinery:
 
     def _wire_shell(self, allocator: HostAllocator, dtype: torch.dtype) -> None:
         state = self.states[SHELL]
-
-        def copy_shell(_: int, out: Tensor) -> None:
-            state.copy_weights(out)
-
         self._shell_window = LayerWindow(
             self.lanes,
             [state.layout],
@@ -158,7 +154,7 @@ class Machinery:
             dtype,
             fresh=lambda _: self.updates.fresh(SHELL),
             wait_fresh=lambda _: self.updates.wait_fresh(SHELL),
-            copy_weights=copy_shell,
+            copy_of=lambda _: state.copy_weights,
             resident={0: state} if isinstance(state, DeviceState) else {},
         )
         trained = state.layout.trained_numel

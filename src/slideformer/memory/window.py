@@ -31,7 +31,7 @@ class Slot:
 
 
 class ReadAhead(Protocol):
-    """Brings layers' weights to where `copy_weights` finds them, if they are not always there."""
+    """Brings layers' weights to where `copy_of` finds them, if they are not always there."""
 
     def expect(self, layers: Sequence[int]) -> None:
         """These will be copied, in this order; forget what was expected before."""
@@ -78,7 +78,7 @@ class LayerWindow:
         depth: number of slots, at least 1.
         fresh: whether layer i's weights on the host are up to date now.
         wait_fresh: blocks until they are.
-        copy_weights: copies layer i's weights from the host into a slot's first `layouts[i].numel` elements.
+        copy_of: gives what copies layer i's weights, where they are now, from the host to a tensor [numel].
         resident: layers whose weights are on the device for good; they are used in place and need no slot.
         ahead: told what will be copied, and what was.
     """
@@ -91,13 +91,13 @@ class LayerWindow:
         dtype: torch.dtype,
         fresh: Callable[[int], bool],
         wait_fresh: Callable[[int], None],
-        copy_weights: Callable[[int, Tensor], None],
+        copy_of: Callable[[int], Callable[[Tensor], None]],
         resident: Mapping[int, DeviceState] | None = None,
         ahead: ReadAhead | None = None,
     ):
         self._lanes, self._ahead = lanes, ahead or AlwaysThere()
         self._layouts = layouts
-        self._fresh, self._wait_fresh, self._copy_weights = fresh, wait_fresh, copy_weights
+        self._fresh, self._wait_fresh, self._copy_of = fresh, wait_fresh, copy_of
         self._resident = dict(resident or {})
         self._resident_views = {i: state.layout.views(state.hi) for i, state in self._resident.items()}
         numel = slot_numel([layout for i, layout in enumerate(layouts) if i not in self._resident])
@@ -189,7 +189,7 @@ class LayerWindow:
     def _submit(self, slot: Slot) -> None:
         if slot.free is not None:
             self._lanes.h2d.wait(slot.free)
-        self._lanes.h2d.run(self._copy_weights, slot.layer, slot.flat[: self._layouts[slot.layer].numel])
+        self._lanes.h2d.run(self._copy_of(slot.layer), slot.flat[: self._layouts[slot.layer].numel])
         slot.ready = self._lanes.h2d.record()
         self._ahead.sent(slot.layer, slot.ready)
 

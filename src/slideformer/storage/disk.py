@@ -108,20 +108,15 @@ class DiskFile:
     def _transfer(self, call: Callable[..., int], verb: str, name: str, memory: memoryview) -> None:
         """Move all of `memory`; a call may move less than it was asked to, and is then asked for the rest."""
         done, start = 0, self._starts[name]
+        failed = f"cannot {verb} the {self.what} of {name} in {self.directory}"
         while done < len(memory):
             try:
                 moved = call(self._file, [memory[done : done + CHUNK_BYTES]], start + done)
             except OSError as error:
-                raise DiskError(
-                    f"cannot {verb} the {self.what} of {name} in {self.directory}: {error.strerror or error}", REMEDY
-                ) from error
+                raise DiskError(f"{failed}: {error.strerror or error}", REMEDY) from error
             whole = moved - moved % ALIGN_BYTES
             if whole <= 0:
-                raise DiskError(
-                    f"cannot {verb} the {self.what} of {name} in {self.directory}: only {done + moved:,} of {len(memory):,} "
-                    "bytes",
-                    REMEDY,
-                )
+                raise DiskError(f"{failed}: only {done + moved:,} of {len(memory):,} bytes", REMEDY)
             done += whole
 
 
