@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TypeVar
 
 from slideformer.memory.record_ring import BUFFERS
+from slideformer.plan.offloading import Reach, ways
 from slideformer.plan.sizes import Sizes
 
 T = TypeVar("T")
@@ -62,7 +63,7 @@ class Limits:
         ends: values of `resident_ends`.
         kept: a number that is given, or None.
         keeps, keeps_outputs: whether anything may be kept at all, and expensive outputs alone.
-        offloads: whether there is a disk.
+        reach: the most that may be on disk.
     """
 
     blocks: int
@@ -71,7 +72,7 @@ class Limits:
     kept: int | None
     keeps: bool
     keeps_outputs: bool
-    offloads: bool
+    reach: Reach
 
 
 def choose(starts: Sequence[Sizes], limits: Limits, fits: Fits, costs: Costs) -> Sizes | None:
@@ -161,16 +162,15 @@ class Group:
         if sizes is None:
             return None
         slots = [] if sizes.resident_gradients else [count for count in FEWER_SLOTS if count < sizes.gradient_slots]
-        ways = [sizes, *(replace(sizes, gradient_slots=count) for count in slots)]
-        found = next((way for way in ways if self.fits.host(way)), None)
-        if found is None and self.limits.offloads:
-            on_disk = (self._on_disk(replace(way, disk_buffers=count)) for count in DISK_BUFFERS for way in ways)
-            found = next(filter(None, on_disk), None)
-        return found
+        waiting = [sizes, *(replace(sizes, gradient_slots=count) for count in slots)]
+        if found := next((way for way in waiting if self.fits.host(way)), None):
+            return found
+        kinds = map(Reach, range(Reach.STATES, self.limits.reach + 1))
+        buffered = [replace(way, disk_buffers=count) for count in DISK_BUFFERS for way in waiting]
+        return next(filter(None, (self._on_disk(way, kind) for kind in kinds for way in buffered)), None)
 
-    def _on_disk(self, sizes: Sizes) -> Sizes | None:
-        sliding = self.limits.blocks - sizes.resident
-        found = first([replace(sizes, disk_blocks=count) for count in range(1, sliding + 1)], self.fits.host)
+    def _on_disk(self, sizes: Sizes, kind: Reach) -> Sizes | None:
+        found = first(ways(sizes, self.limits.blocks - sizes.resident, kind), self.fits.host)
         return found if found and self.fits.disk(found) else None
 
     def _whole_first(self, base: Sizes) -> Sizes:
@@ -237,12 +237,17 @@ class Search:
             return None
         limit = min(self._seconds.values()) * SAME
         equals = [sizes for sizes, seconds in self._seconds.items() if seconds <= limit]
-        found = min(equals, key=lambda s: (-s.micro_batch_size, s.disk_blocks, self.costs.beside_seconds(s)))
+        found = min(equals, key=lambda s: (-s.micro_batch_size, on_disk(s), self.costs.beside_seconds(s)))
         if found.resident_gradients:
             return found
         slots = found.gradient_slots
         fewer = [replace(found, gradient_slots=count) for count in range(min(FEWER_SLOTS[0], slots), slots + 1)]
         return first(fewer, lambda sizes: self.costs.seconds(sizes) <= limit) or found
+
+
+def on_disk(sizes: Sizes) -> tuple[int, int, int]:
+    """How much is, the kinds that cost a step the most first."""
+    return sizes.disk_weight_blocks, sizes.disk_boundaries, sizes.disk_blocks
 
 
 def halvings(descending: Sequence[int]) -> list[int]:

@@ -20,6 +20,7 @@ class Sizes:
         max_length: tokens of the longest sequence.
         gradient_slots: gradients that may wait on the host for their update.
         host_boundaries: layers (the first ones) whose boundary activations go to host memory.
+        disk_boundaries: layers of these (again the first ones) whose boundary activations go on to disk.
         head_chunk: tokens whose logits exist at once.
         kept: layers (the last ones) whose forward is kept whole for backward; the others are recomputed.
         kept_outputs: layers (those before the kept ones) of which the expensive operators' outputs are kept.
@@ -46,6 +47,7 @@ class Sizes:
     resident: int = 0
     resident_gradients: bool = False
     resident_ends: bool = False
+    disk_boundaries: int = 0
     disk_blocks: int = 0
     disk_weight_blocks: int = 0
     disk_buffers: int = BUFFERS
@@ -66,8 +68,12 @@ class Sizes:
         return self.micro_batch_tokens * self.micro_batches
 
     def boundaries_on_host(self, depth: int) -> int:
-        """Of `depth` layers; a layer that is kept whole keeps its input, too."""
+        """Of `depth` layers, those whose boundaries leave the device; one that is kept whole keeps its input, too."""
         return min(self.host_boundaries, depth - min(self.kept, depth))
+
+    def boundaries_on_disk(self, depth: int) -> int:
+        """Of `depth` layers, those whose boundaries leave host memory, too."""
+        return min(self.disk_boundaries, self.boundaries_on_host(depth))
 
     def kept_of(self, depth: int) -> tuple[int, int]:
         """Of `depth` layers: (those that are kept whole, those before them of which the expensive outputs are)."""

@@ -39,7 +39,7 @@ class RecordFiles:
         return max((padded(size) + padded(weight_bytes.get(name, 0)) for name, size in record_bytes.items()), default=0)
 
     def read(self, name: str, into: memoryview) -> "Future[None]":
-        """Fill the start of `into` with a record, or with its weights alone, where it is asked for `weights_of(name)`."""
+        """Fill the start of `into` with a record, or with its weights alone where that is `weights_of` a name."""
         if self.weights is not None and name in self._whole_of:
             return self.weights.read(self._whole_of[name], into)
         end = self._weights_end.get(name, 0)
