@@ -42,7 +42,9 @@ def disk_there(directory: Path | None, budget_bytes: int | None) -> int | None:
         ConfigError: there is a directory and no budget.
     """
     if directory is not None and budget_bytes is None:
-        raise ConfigError("budget.offload_dir: how much room a disk has that is not here is not known", "set budget.disk")
+        raise ConfigError(
+            "budget.offload_dir: how much room a disk has that is not here is not known", "set budget.disk"
+        )
     return budget_bytes
 
 

@@ -1,6 +1,7 @@
 """Every unit's durable state, in host memory, with a record on disk or on the device, as the plan says."""
 
 from collections.abc import Collection, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -11,7 +12,11 @@ from slideformer.memory.device_state import DeviceState, WayOut
 from slideformer.memory.disk_state import DiskState, fetched_parts, record_bytes, spread, weight_bytes
 from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.memory.record_ring import BUFFERS, AllInMemory, RecordRing
+from slideformer.models.architecture import Decoder
 from slideformer.optim.rounding import Rounding
+from slideformer.plan.footprint import boundaries_on_disk
+from slideformer.plan.sizes import Sizes
+from slideformer.storage.disk import DiskFile
 from slideformer.streams import Lanes
 
 DurableState = LayerState | DiskState | DeviceState
@@ -73,4 +78,23 @@ def durable_states(
             return DiskState(unit, layout, *memory, *moments, weights_on_disk=unit in with_weights)
         return LayerState(unit, layout, allocator, pin_lo, threads, *moments)
 
-    return {unit: state_of(k, unit, layout) for k, (unit, layout) in enumerate(layouts.items())}, records
+    with ExitStack() as opened:
+        opened.callback(records.close)
+        states = {unit: state_of(k, unit, layout) for k, (unit, layout) in enumerate(layouts.items())}
+        opened.pop_all()
+    return states, records
+
+
+def boundary_file_in(offload_dir: Path | None, decoder: Decoder, sizes: Sizes, dtype: torch.dtype) -> DiskFile | None:
+    """Room for the boundary activations that are to be on disk; None if none are.
+
+    Raises:
+        ConfigError: `offload_dir` is None.
+        DiskError: there is no room in it.
+    """
+    records = boundaries_on_disk(decoder.block_names, sizes, decoder.hidden, dtype)
+    if not records:
+        return None
+    if offload_dir is None:
+        raise ConfigError(f"{len(records)} boundaries are to be on disk, but there is no directory", "set offload_dir")
+    return DiskFile(offload_dir, records, "boundary activations")

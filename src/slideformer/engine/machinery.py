@@ -19,6 +19,7 @@ from slideformer.engine.tape import Level
 from slideformer.engine.updates import StepUpdates, Updates
 from slideformer.layout import FlatLayout
 from slideformer.memory.activations import ActivationStore
+from slideformer.memory.boundaries_on_disk import BoundariesOnDisk
 from slideformer.memory.device_state import DeviceState
 from slideformer.memory.device_table import DeviceTable
 from slideformer.memory.embedding import EmbeddingTable, take_shard_rows
@@ -31,6 +32,7 @@ from slideformer.memory.record_ring import AllInMemory, RecordRing
 from slideformer.memory.window import LayerWindow
 from slideformer.models.architecture import Decoder
 from slideformer.plan.sizes import Sizes
+from slideformer.storage.disk import DiskFile
 from slideformer.streams import Lanes
 
 EMBEDDING, HEAD, SHELL, UNUSED = "embedding", "head", "shell", "unused"
@@ -45,6 +47,7 @@ class Machinery:
             blocks may be on disk, and what is on the device are the first blocks, and all other trained units or none.
         records: where those are.
         dtype: what the device computes in, bfloat16 or float32; gradients cross the link in it.
+        boundary_file: for the boundaries that `sizes` puts on disk.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Machinery:
         records: RecordRing | AllInMemory,
         sizes: Sizes,
         dtype: torch.dtype,
+        boundary_file: DiskFile | None = None,
     ):
         self.decoder, self.lanes, self.states, self.sizes = decoder, lanes, states, sizes
         self.head_chunk = sizes.head_chunk
@@ -86,10 +90,7 @@ class Machinery:
             units=len(states) + 1,  # the embedding has two: rows and rest
             wait_until=self.updates.worker.wait_until,
         )
-        boundary = sizes.micro_batch_tokens * decoder.hidden
-        self.saved = ActivationStore(
-            lanes, allocator, range(sizes.boundaries_on_host(decoder.depth)), sizes.micro_batches, boundary, dtype
-        )
+        self.saved = self._boundaries(boundary_file, allocator, dtype)
         self.table = self._table(allocator, dtype)
         self._held_gradients = {
             i: torch.zeros(state.layout.trained_numel, dtype=dtype, device=lanes.device)
@@ -103,6 +104,18 @@ class Machinery:
 
     def _resident_blocks(self) -> dict[int, DeviceState]:
         return {i: state for i, state in enumerate(self.blocks) if isinstance(state, DeviceState)}
+
+    def _boundaries(self, file: DiskFile | None, allocator: HostAllocator, dtype: torch.dtype) -> ActivationStore:
+        sizes, decoder, on_disk = self.sizes, self.decoder, None
+        boundary = sizes.micro_batch_tokens * decoder.hidden
+        if file is not None:
+            names = decoder.block_names[: sizes.boundaries_on_disk(decoder.depth)]
+            boundary_bytes = boundary * dtype.itemsize
+            on_disk = BoundariesOnDisk(
+                file, names, sizes.micro_batches, boundary_bytes, allocator, sizes.disk_buffers
+            )  # fmt: skip
+        off_device = range(sizes.boundaries_on_host(decoder.depth))
+        return ActivationStore(self.lanes, allocator, off_device, sizes.micro_batches, boundary, dtype, on_disk)
 
     def _table(self, allocator: HostAllocator, dtype: torch.dtype) -> EmbeddingTable | DeviceTable:
         state, rows, padding = self.states[EMBEDDING], self.sizes.step_tokens, self.decoder.padding_row

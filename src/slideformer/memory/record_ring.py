@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -40,7 +40,10 @@ class RecordRing:
         self.files = RecordFiles(directory, record_bytes, weight_bytes or {})  # first: no room is known before memory
         size = RecordFiles.memory_needed(record_bytes, weight_bytes or {})
         self._units = frozenset(record_bytes)
-        self.buffers = [allocator.empty("disk buffers", (size,), torch.uint8) for _ in range(buffers)]
+        with ExitStack() as opened:
+            opened.callback(self.files.close)
+            self.buffers = [allocator.empty("disk buffers", (size,), torch.uint8) for _ in range(buffers)]
+            opened.pop_all()
         self._memory = [buffer.numpy().data for buffer in self.buffers]
         self._changed = threading.Condition()
         self._free = list(range(buffers))

@@ -1,12 +1,13 @@
 """Bytes of every named buffer of an engine, by tier, from the code that allocates them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from slideformer.layout import FlatLayout
 from slideformer.memory.activations import ActivationStore
+from slideformer.memory.boundaries_on_disk import BoundariesOnDisk, boundary_records
 from slideformer.memory.device_state import WayOut, units_on_device
 from slideformer.memory.device_table import DeviceTable
 from slideformer.memory.disk_staging import DiskStaging
@@ -115,6 +116,7 @@ class Work:
 
 def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
     """Named buffers in host memory."""
+    n = len(model.blocks)
     block = GradientRing.numel_for(model.block_layouts)
     boundary = sizes.micro_batch_tokens * model.hidden
     on_disk, weights = records_on_disk(model, sizes, dtype), weights_on_disk(model, sizes, dtype)
@@ -131,13 +133,15 @@ def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
         "disk buffers": RecordRing.bytes_needed(on_disk, sizes.disk_buffers, weights)
         + DiskStaging.bytes_needed(weights, sizes.disk_buffers),
         "way out of the device": WayOut.bytes_needed(on_device),
-        "gradients": GradientRing.host_bytes_needed(block, sizes.slots_for(len(model.blocks)), dtype)
-        + ends * dtype.itemsize,
+        "gradients": GradientRing.host_bytes_needed(block, sizes.slots_for(n), dtype) + ends * dtype.itemsize,
         "embedding rows": TokenFeed.bytes_needed(min(sizes.step_tokens, model.vocabulary))
         if sizes.resident_ends and model.layouts[model.embedding].trained_numel
         else EmbeddingTable.host_bytes_needed(model.vocabulary, model.embedding_width, sizes.step_tokens, dtype),
         "activations": ActivationStore.host_bytes_needed(
-            sizes.boundaries_on_host(len(model.blocks)), sizes.micro_batches, boundary, dtype.itemsize
+            sizes.boundaries_on_host(n) - sizes.boundaries_on_disk(n), sizes.micro_batches, boundary, dtype.itemsize
+        )
+        + BoundariesOnDisk.host_bytes_needed(
+            sizes.boundaries_on_disk(n), sizes.micro_batches, boundary * dtype.itemsize, sizes.disk_buffers
         ),
         "token ids": TokenFeed.bytes_needed(sizes.step_indices),
         "checkpoint copies": SnapshotMemory.bytes_needed(state_bytes.values(), sizes.snapshot_units),
@@ -166,6 +170,7 @@ def disk_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
     return {
         "optimizer state": DiskFile.bytes_needed(records_on_disk(model, sizes, dtype)),
         "weights": DiskFile.bytes_needed(weights_on_disk(model, sizes, dtype)),
+        "activations": DiskFile.bytes_needed(boundaries_on_disk(model.blocks, sizes, model.hidden, dtype)),
     }
 
 
@@ -179,6 +184,12 @@ def weights_on_disk(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict
     """Unit whose weights are on disk, too -> bytes of these."""
     units = spread(_on_disk(model, sizes), sizes.disk_weight_blocks)
     return {unit: weight_bytes(model.layouts[unit], dtype) for unit in units}
+
+
+def boundaries_on_disk(blocks: Sequence[str], sizes: Sizes, hidden: int, dtype: torch.dtype) -> dict[str, int]:
+    """Boundary on disk -> its bytes."""
+    boundary_bytes = sizes.micro_batch_tokens * hidden * dtype.itemsize
+    return boundary_records(blocks[: sizes.boundaries_on_disk(len(blocks))], sizes.micro_batches, boundary_bytes)
 
 
 def _on_disk(model: ModelSizes, sizes: Sizes) -> list[str]:
