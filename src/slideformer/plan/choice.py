@@ -145,29 +145,37 @@ class Group:
         low, high = self.limits.resident
         if not low <= resident <= high:
             return
-        base = self._least_on_disk(self._fewest_boundaries(self._smallest(resident)))
-        if base is None:
-            return
-        yield base
-        if self.limits.keeps:
-            yield from dict.fromkeys([self._whole_first(base), self._outputs_first(base)])
+        for base in self._least_on_disk(self._fewest_boundaries(self._smallest(resident))):
+            yield base
+            if self.limits.keeps:
+                yield from dict.fromkeys([self._whole_first(base), self._outputs_first(base)])
 
     def _fewest_boundaries(self, sizes: Sizes) -> Sizes | None:
         """On the host; the others stay on the device."""
         ways = [replace(sizes, host_boundaries=count) for count in range(self.limits.blocks + 1)]
         return first(ways, self.fits.device)
 
-    def _least_on_disk(self, sizes: Sizes | None) -> Sizes | None:
-        """Fewer gradients that wait are better than states on disk, and fewer of these than fewer buffers for them."""
+    def _least_on_disk(self, sizes: Sizes | None) -> Iterator[Sizes]:
+        """Fewer gradients that wait are better than states on disk, and fewer of these than fewer buffers for them.
+
+        Weights on disk cost so much that fewer buffers, which take the memory of many of them, may be better: several
+        answers then, for seconds to decide.
+        """
         if sizes is None:
-            return None
+            return
         slots = [] if sizes.resident_gradients else [count for count in FEWER_SLOTS if count < sizes.gradient_slots]
         waiting = [sizes, *(replace(sizes, gradient_slots=count) for count in slots)]
-        if found := next((way for way in waiting if self.fits.host(way)), None):
-            return found
         kinds = map(Reach, range(Reach.STATES, self.limits.reach + 1))
         buffered = [replace(way, disk_buffers=count) for count in DISK_BUFFERS for way in waiting]
-        return next(filter(None, (self._on_disk(way, kind) for kind in kinds for way in buffered)), None)
+        in_memory = (way for way in waiting if self.fits.host(way))
+        found = next(in_memory, None) or next(
+            filter(None, (self._on_disk(way, kind) for kind in kinds for way in buffered)), None
+        )
+        if found is not None:
+            yield found
+            if found.disk_weight_blocks:
+                fewer = (replace(waiting[-1], disk_buffers=count) for count in DISK_BUFFERS)
+                yield from filter(None, (self._on_disk(way, Reach.WEIGHTS) for way in fewer))
 
     def _on_disk(self, sizes: Sizes, kind: Reach) -> Sizes | None:
         found = first(ways(sizes, self.limits.blocks - sizes.resident, kind), self.fits.host)
