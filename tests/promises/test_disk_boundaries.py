@@ -89,7 +89,9 @@ def test_nor_with_other_sizes(choice: str, dtype: torch.dtype, tmp_path: Path):
     sizes = {"on_disk": BLOCKS, **CHOICES[choice]}
     elsewhere = {"on_disk": 0, "host_boundaries": 0, "disk_blocks": 0, "disk_weight_blocks": 0}
     in_memory = {**sizes, **{name: value for name, value in elsewhere.items() if name in sizes}}
-    assert_same(run(deep("llama"), tmp_path, dtype=dtype, **sizes), run(deep("llama"), tmp_path, dtype=dtype, **in_memory))
+    assert_same(
+        run(deep("llama"), tmp_path, dtype=dtype, **sizes), run(deep("llama"), tmp_path, dtype=dtype, **in_memory)
+    )
 
 
 @pytest.mark.timeout(120)
