@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeVar
 
-from slideformer.memory.record_ring import BUFFERS
-from slideformer.plan.offloading import Reach, ways
+from slideformer.plan.offloading import DISK_BUFFERS, Reach, ways
 from slideformer.plan.sizes import Sizes
 
 T = TypeVar("T")
@@ -21,7 +20,6 @@ GRID = 6  # numbers of resident blocks that are tried first
 REFINED = 4  # of the best of these, the neighbours are tried as well
 MICRO_BATCH_SIZES = 3
 FEWER_SLOTS = (8, 2, 1)  # for gradients that wait, if one for each block is too much for the host
-DISK_BUFFERS = (BUFFERS, 3, 2, 1)
 PLAYED = 32  # schedules at most, each time
 SAME = 1.01  # predictions are no better than that: among such equals, the least to do beside computation is preferred
 

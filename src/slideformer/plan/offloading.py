@@ -6,6 +6,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from slideformer.errors import DoesNotFit
+from slideformer.memory.record_ring import BUFFERS
 from slideformer.plan.sizes import Sizes
 from slideformer.units import format_bytes, gib_that_hold
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from slideformer.plan.plan import Plan
 
     PlanOf = Callable[[Sizes], Plan]
+
+
+DISK_BUFFERS = (BUFFERS, 3, 2, 1)
 
 
 class Reach(IntEnum):
@@ -90,7 +94,9 @@ def what_is_on_disk(plan: "Plan") -> str:
 
 def offer(plan: "Plan", plan_of: "PlanOf") -> str:
     """What a disk would change, for the hint of a plan that has none and does not fit in host memory."""
-    with_disk = fewest_on_disk(plan, plan_of, Reach.WEIGHTS)
-    if plan.disk_budget_bytes is not None or not with_disk.fits_host:
+    buffered = (plan_of(replace(plan.sizes, disk_buffers=count)) for count in DISK_BUFFERS)
+    tried = (fewest_on_disk(each, plan_of, Reach.WEIGHTS) for each in buffered)
+    with_disk = next((each for each in tried if each.fits_host), None)
+    if plan.disk_budget_bytes is not None or with_disk is None:
         return ""
     return f", set budget.offload_dir to a fast local disk with {gib_that_hold(with_disk.disk_peak_bytes)} free"

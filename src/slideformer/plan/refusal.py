@@ -4,8 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from slideformer.errors import DoesNotFit
-from slideformer.plan.choice import DISK_BUFFERS
-from slideformer.plan.offloading import Reach, disk_is_full, fewest_on_disk, offer
+from slideformer.plan.offloading import DISK_BUFFERS, Reach, disk_is_full, fewest_on_disk, offer
 from slideformer.units import format_bytes, gib_that_hold
 
 if TYPE_CHECKING:

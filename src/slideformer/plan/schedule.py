@@ -136,6 +136,7 @@ class Player:
         self.disk = DiskQueue(self.spans, self.work.buffers)
         self._weights = Staging(self.work.buffers)
         self._boundaries = Staging(self.work.boundary_buffers)
+        self._turned = 0.0  # the end of forward, from which on boundaries are read
 
     def step(self) -> float:
         """One step; returns when its computation ends."""
@@ -169,7 +170,7 @@ class Player:
         return self._run("h2d", "fetch head", w.fetch_head, self._wait_fresh("embedding" if w.tied else "head"))
 
     def _head(self, arrived: float) -> float:
-        w = self.work
+        w, self._turned = self.work, self.free["compute"]
         done = self._run("compute", "head", w.head, arrived)
         landed = self._run("d2h", "send head", w.send_head, done)
         if not w.tied:
@@ -219,7 +220,7 @@ class Player:
     def _load(self, i: int) -> float:
         w, arrived = self.work, 0.0
         if w.read_boundary[i]:
-            earliest = max(self._boundaries.take(), self.disk.written[f"boundary {i}"])
+            earliest = max(self._boundaries.take(), self.disk.written[f"boundary {i}"], self._turned)
             arrived = self.disk.run(f"read boundary {i}", w.read_boundary[i], earliest)
         loaded = self._run("h2d", f"load {i}", w.load[i], arrived)
         if w.read_boundary[i]:
