@@ -86,7 +86,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("choice", CHOICES)
 def test_nor_with_other_sizes(choice: str, dtype: torch.dtype, tmp_path: Path):
-    sizes = {"on_disk": BLOCKS, **CHOICES[choice]}
+    sizes: dict[str, Any] = {"on_disk": BLOCKS, **CHOICES[choice]}
     elsewhere = {"on_disk": 0, "host_boundaries": 0, "disk_blocks": 0, "disk_weight_blocks": 0}
     in_memory = {**sizes, **{name: value for name, value in elsewhere.items() if name in sizes}}
     assert_same(

@@ -113,7 +113,8 @@ def test_nor_with_other_sizes(choice: str, tmp_path: Path):
 
 
 def test_nor_beside_resident_blocks(tmp_path: Path):
-    of, sizes = deep("llama"), {"dtype": torch.bfloat16, "resident": 2, "resident_ends": True}
+    of = deep("llama")
+    sizes: dict[str, Any] = {"dtype": torch.bfloat16, "resident": 2, "resident_ends": True}
     assert_same(run(of, tmp_path, BLOCKS, **sizes), run(of, tmp_path, 0, **sizes))
 
 

@@ -15,6 +15,7 @@ import threading
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,11 @@ class DiskFile:
         self._sums: dict[str, int] = {}
         self._latest: dict[str, Future[None]] = {}
         self._lock = threading.Lock()
-        self._file = _open_nameless(directory, starts[-1])
-        self.direct = _go_direct(self._file)
+        with ExitStack() as opened:
+            self._file = _open_nameless(directory, starts[-1])
+            opened.callback(os.close, self._file)
+            self.direct = _go_direct(self._file)
+            opened.pop_all()
         self._threads = ThreadPoolExecutor(THREADS, "disk")
 
     @staticmethod
@@ -145,16 +149,18 @@ def _open_nameless(directory: Path, size_bytes: int) -> int:
         raise DiskError(
             f"cannot make a file in {directory}: {error.strerror}", "set budget.offload_dir to a directory to write in"
         ) from error
-    try:
-        os.unlink(name)
-        if size_bytes:
-            os.posix_fallocate(descriptor, 0, size_bytes)
-    except OSError as error:
-        os.close(descriptor)
-        raise DiskError(
-            f"cannot take {format_bytes(size_bytes)} in {directory}: {error.strerror}",
-            "free space there, lower budget.disk, or set budget.offload_dir to another disk",
-        ) from error
+    with ExitStack() as opened:
+        opened.callback(os.close, descriptor)
+        try:
+            os.unlink(name)
+            if size_bytes:
+                os.posix_fallocate(descriptor, 0, size_bytes)
+        except OSError as error:
+            raise DiskError(
+                f"cannot take {format_bytes(size_bytes)} in {directory}: {error.strerror}",
+                "free space there, lower budget.disk, or set budget.offload_dir to another disk",
+            ) from error
+        opened.pop_all()
     return descriptor
 
 
