@@ -90,7 +90,9 @@ def test_memory_that_is_left_saves_recomputation():
 
 def test_a_plan_says_what_its_parts_say():
     chosen = plan()
-    assert chosen.host == {"process": 500 * MIB, **host_bytes(chosen.model, chosen.sizes, torch.bfloat16)}
+    table = chosen.model.layouts[chosen.model.embedding]  # the largest unit: it is read into memory as it is in files
+    named = host_bytes(chosen.model, chosen.sizes, torch.bfloat16)
+    assert chosen.host == {"process": 500 * MIB, **named, "loading": 2 * table.numel}
     assert chosen.device == device_bytes(chosen.model, work_of(1024), chosen.sizes, torch.bfloat16)
     assert chosen.device_peak_bytes == max(sum(phase.values()) for phase in chosen.device.values())
 
@@ -160,7 +162,7 @@ def test_as_few_blocks_as_needed_go_to_disk():
         seen.append(chosen.sizes.disk_blocks)
         if seen[-1]:
             fewer = host_bytes(chosen.model, replace(chosen.sizes, disk_blocks=seen[-1] - 1), torch.bfloat16)
-            assert chosen.host["process"] + sum(fewer.values()) > mib * MIB
+            assert chosen.host["process"] + sum(fewer.values()) + chosen.host["loading"] > mib * MIB
     assert seen == sorted(seen) and seen[-1] == BLOCKS and len(set(seen)) > BLOCKS / 3
 
 
@@ -249,7 +251,7 @@ def test_boundaries_stay_on_the_device_when_only_the_host_is_short():
     assert plan(host=str(host)).sizes == generous.sizes
     error = refusal(host=str(host - 400 * MIB))
     (needed,) = re.findall(r"host memory needs ([\d.]+ \w+),", error.message)
-    assert parse_bytes(needed) <= host * 1.01  # not that of a plan which also moves activations there
+    assert parse_bytes(needed) <= host + GIB / 20  # as rounded; not that of a plan which also moves activations there
 
 
 def test_sizes_multiply():

@@ -15,7 +15,7 @@ from slideformer.engine.durable import boundary_file_in, durable_states
 from slideformer.engine.evaluate import Evaluation, evaluate
 from slideformer.engine.generate import OnToken, batching_for, generate
 from slideformer.engine.layouts import layouts
-from slideformer.engine.machinery import Machinery
+from slideformer.engine.machinery import EMBEDDING, Machinery
 from slideformer.engine.sampling import Decoding
 from slideformer.engine.snapshot import Snapshot
 from slideformer.engine.step import train_step
@@ -29,7 +29,7 @@ from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.memory.snapshot import SnapshotMemory
 from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
-from slideformer.optim.threads import cpu_threads
+from slideformer.optim.threads import optimizer_threads
 from slideformer.plan.plan import Workload
 from slideformer.plan.sizes import OptimizerState, Sizes
 from slideformer.storage.checkpoint import UnitState
@@ -73,7 +73,7 @@ class Engine:
         self.lanes = lanes or lanes_for(decoder.device)
         on_accelerator = self.lanes.device.type != "cpu"
         self.allocator = HostAllocator(pin=on_accelerator)
-        threads = threads or optimizer_threads(on_accelerator)
+        self._threads = threads = threads or optimizer_threads(on_accelerator)
         pin_lo = on_accelerator and dtype == torch.float32  # in bf16 the GPU never sees the remainders
         with self.allocator.closed_if_it_fails(), ExitStack() as opened:
             boundary_file = boundary_file_in(offload_dir, decoder, sizes, dtype)
@@ -307,7 +307,10 @@ class Engine:
         return self._unit_states()
 
     def _unit_states(self) -> dict[str, UnitState]:
-        return {unit: UnitState(state.layout, state.opened, state.counts.missed) for unit, state in self.states.items()}
+        """In the order in which a step changes them: a table at its head's gradient, then the last block first."""
+        order = sorted(reversed(self.states), key=lambda unit: unit != EMBEDDING)
+        states = {unit: self.states[unit] for unit in order}
+        return {unit: UnitState(state.layout, state.opened, state.counts.missed) for unit, state in states.items()}
 
     def begin_snapshot(self) -> Snapshot:
         """What `unit_states` would be now, kept while later steps go on; waits for nothing. One at a time: a snapshot
@@ -319,7 +322,8 @@ class Engine:
         self._refuse_after_failure()
         assert self._snapshot is None, "one snapshot at a time"
         updates = self._machinery.updates
-        self._snapshot = Snapshot(self._unit_states(), self._state_bytes, self._snapshot_memory, updates)
+        units, threads = self._unit_states(), self._threads
+        self._snapshot = Snapshot(units, self._state_bytes, self._snapshot_memory, threads, updates)
         return self._snapshot
 
     def end_snapshot(self) -> None:
@@ -382,9 +386,3 @@ class Engine:
                 f"an earlier step failed ({type(self._failure).__name__}), so layers may be of different steps",
                 "start again from the last saved model",
             ) from self._failure
-
-
-def optimizer_threads(on_accelerator: bool) -> int:
-    """One thread submits forward, another (autograd's) backward: neither should wait for a core."""
-    available = cpu_threads()
-    return available - 2 if on_accelerator and available > 4 else available

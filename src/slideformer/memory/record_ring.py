@@ -29,6 +29,8 @@ class RecordRing:
         files: where the records are.
     """
 
+    holds_any = True
+
     def __init__(
         self,
         directory: Path,
@@ -158,6 +160,8 @@ class RecordRing:
 
 class AllInMemory:
     """In place of a ring where nothing is on disk."""
+
+    holds_any = False
 
     def expect(self, units: Sequence[str]) -> None:
         pass

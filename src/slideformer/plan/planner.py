@@ -19,6 +19,7 @@ from slideformer.plan.plan import Plan, Workload
 from slideformer.plan.refusal import does_not_fit, least_demanding
 from slideformer.plan.sizes import Sizes
 
+FILE_BYTES = 2  # a parameter in published files, nearly always
 TARGET_TOKENS = 8192  # of a micro-batch: enough to fill a large GPU; more only costs memory
 PREFERRED_DEPTH = 3  # one layer computes, one is ready, one arrives
 PREFERRED_SLOTS = 8  # gradients that wait for the CPU before backward does
@@ -245,9 +246,10 @@ def _plan(
     device = device_bytes(model, work, sizes, dtype)
     disk = disk_bytes(model, sizes, dtype)
     plan = Plan(sizes, model, host, device, disk, host_budget_bytes, device_budget_bytes, disk_budget_bytes)
+    loading = FILE_BYTES * max(layout.numel for layout in model.layouts.values())  # a unit, as its files hold it
     if device_budget_bytes is None:
-        return replace(plan, host={**host, "computation": plan.device_peak_bytes})
-    return plan
+        return replace(plan, host={**host, "computation": max(loading, plan.device_peak_bytes)})
+    return replace(plan, host={**host, "loading": loading})
 
 
 def _fits(plan: Plan) -> bool:
