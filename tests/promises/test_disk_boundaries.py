@@ -101,5 +101,5 @@ def test_nor_at_adversarial_moments(max_norm: float | None, tmp_path: Path):
     for seed in range(8):
         lanes, _ = fuzzed_lanes(seed)
         disk = {"disk_blocks": BLOCKS, "disk_weight_blocks": BLOCKS} if seed % 2 else {}
-        sizes = {"disk_buffers": 4 - seed % 4, "host_boundaries": 4, **disk}
+        sizes: dict[str, Any] = {"disk_buffers": 4 - seed % 4, "host_boundaries": 4, **disk}
         assert_same(run(of, tmp_path, 2 + seed % 3, max_norm, lanes=lanes, **sizes), on_device)

@@ -130,5 +130,5 @@ def test_nor_at_adversarial_moments(max_norm: float | None, tmp_path: Path):
     in_memory = run(deep("qwen3"), tmp_path, 0, max_norm)
     for seed in range(8):
         lanes, _ = fuzzed_lanes(seed)
-        sizes = {"disk_buffers": 4 - seed % 4, "window_depth": 1 + seed % 3}
+        sizes: dict[str, Any] = {"disk_buffers": 4 - seed % 4, "window_depth": 1 + seed % 3}
         assert_same(run(deep("qwen3"), tmp_path, BLOCKS, max_norm, lanes=lanes, **sizes), in_memory)
