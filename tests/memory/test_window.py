@@ -1,6 +1,5 @@
 """The window holds what was fetched, keeps it while it may, and refuses what was not fetched."""
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -43,7 +42,7 @@ def layers() -> Layers:
 
 def new_window(layers: Layers, depth: int, **changes: Any) -> LayerWindow:
     lanes = inline_lanes(torch.device("cpu"))
-    asked = (layers.fresh, layers.wait_fresh, lambda i: partial(layers.copy, i))
+    asked = (layers.fresh, layers.wait_fresh, lambda _: layers.copy)
     return LayerWindow(lanes, LAYOUTS, depth, torch.float32, *asked, **changes)
 
 

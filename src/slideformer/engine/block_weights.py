@@ -1,7 +1,6 @@
 """The blocks' weights as the window takes them: in host memory, or read from the disk ahead of their use."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -54,11 +53,20 @@ class BlockWeights:
         if staging := self._staging_of(i):
             staging.arrive(self._blocks[i].name)
 
-    def copy_of(self, i: int) -> Callable[[Tensor], None]:
+    def copy_of(self, i: int) -> Callable[[int, Tensor], None]:
         """What copies block i's weights, which are fresh, to a tensor [numel] on any device."""
-        if staging := self._staging_of(i):
-            return partial(self._on_disk[i].copy_record, staging.memory_of(self._blocks[i].name))
-        return self._blocks[i].copy_weights
+        staging = self._staging_of(i)
+        if staging is None:
+            return self._copy
+        record = staging.memory_of(self._blocks[i].name)
+
+        def copy_record(i: int, out: Tensor) -> None:
+            self._on_disk[i].copy_record(record, out)
+
+        return copy_record
+
+    def _copy(self, i: int, out: Tensor) -> None:
+        self._blocks[i].copy_weights(out)
 
     # ---- what the window tells
 

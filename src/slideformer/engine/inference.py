@@ -112,9 +112,11 @@ class InferenceEngine:
         self._token_feed = TokenFeed(self.lanes, self.allocator, sizes.pass_indices)
 
     def _window(self, layers: list[LayerWeights], depth: int, dtype: torch.dtype) -> LayerWindow:
+        def copy(i: int, out: Tensor) -> None:
+            layers[i].copy_weights(out)
+
         layouts_of = [layer.layout for layer in layers]
-        copies = [layer.copy_weights for layer in layers]
-        return LayerWindow(self.lanes, layouts_of, depth, dtype, _always_fresh, _no_wait, copies.__getitem__)
+        return LayerWindow(self.lanes, layouts_of, depth, dtype, _always_fresh, _no_wait, lambda _: copy)
 
     def _prefix(self, unit: str) -> str:
         return f"{unit}." if unit in self.decoder.block_names else ""

@@ -160,6 +160,10 @@ class Machinery:
 
     def _wire_shell(self, allocator: HostAllocator, dtype: torch.dtype) -> None:
         state = self.states[SHELL]
+
+        def copy_shell(_: int, out: Tensor) -> None:
+            state.copy_weights(out)
+
         self._shell_window = LayerWindow(
             self.lanes,
             [state.layout],
@@ -167,7 +171,7 @@ class Machinery:
             dtype,
             fresh=lambda _: self.updates.fresh(SHELL),
             wait_fresh=lambda _: self.updates.wait_fresh(SHELL),
-            copy_of=lambda _: state.copy_weights,
+            copy_of=lambda _: copy_shell,
             resident={0: state} if isinstance(state, DeviceState) else {},
         )
         trained = state.layout.trained_numel

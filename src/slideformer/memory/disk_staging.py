@@ -107,6 +107,7 @@ class DiskStaging:
             DiskError: it could not be read.
         """
         staged = self._holding(record) or self._read(record, self._room())
+        self._go_on()  # what comes behind it is on its way while this is waited for
         self._arrived(staged)
         return staged.memory
 

@@ -78,7 +78,8 @@ class LayerWindow:
         depth: number of slots, at least 1.
         fresh: whether layer i's weights on the host are up to date now.
         wait_fresh: blocks until they are.
-        copy_of: gives what copies layer i's weights, where they are now, from the host to a tensor [numel].
+        copy_of: of layer i, gives what copies its weights, from where they are on the host now: called with i, which
+            names the copy to whoever records lanes, and a tensor [numel].
         resident: layers whose weights are on the device for good; they are used in place and need no slot.
         ahead: told what will be copied, and what was.
     """
@@ -91,7 +92,7 @@ class LayerWindow:
         dtype: torch.dtype,
         fresh: Callable[[int], bool],
         wait_fresh: Callable[[int], None],
-        copy_of: Callable[[int], Callable[[Tensor], None]],
+        copy_of: Callable[[int], Callable[[int, Tensor], None]],
         resident: Mapping[int, DeviceState] | None = None,
         ahead: ReadAhead | None = None,
     ):
@@ -189,9 +190,10 @@ class LayerWindow:
     def _submit(self, slot: Slot) -> None:
         if slot.free is not None:
             self._lanes.h2d.wait(slot.free)
-        self._lanes.h2d.run(self._copy_of(slot.layer), slot.flat[: self._layouts[slot.layer].numel])
+        i = slot.layer
+        self._lanes.h2d.run(self._copy_of(i), i, slot.flat[: self._layouts[i].numel])
         slot.ready = self._lanes.h2d.record()
-        self._ahead.sent(slot.layer, slot.ready)
+        self._ahead.sent(i, slot.ready)
 
 
 def slot_numel(layouts: Sequence[FlatLayout]) -> int:
