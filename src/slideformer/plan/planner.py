@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from itertools import product
 from math import ceil
 
@@ -55,6 +55,7 @@ def make_plan(
         ConfigError: something is to be resident where nothing can be.
     """
 
+    @cache  # tried again with each kind on disk
     def plan_of(sizes: Sizes) -> Plan:
         budgets = (host_budget_bytes, device_budget_bytes, disk_budget_bytes)
         return _plan(sizes, model, work, dtype, *budgets, process_bytes)
@@ -108,12 +109,7 @@ def _limits(
 def _of_the_shortest_step(
     starts: list[Sizes], limits: Limits, plan_of: Callable[[Sizes], Plan], pace: Pace, dtype: torch.dtype
 ) -> Sizes | None:
-    remembered = lru_cache(maxsize=None)(plan_of)
-    fits = Fits(
-        device=lambda sizes: remembered(sizes).fits_device,
-        host=lambda sizes: remembered(sizes).fits_host,
-        disk=lambda sizes: remembered(sizes).fits_disk,
-    )
+    fits = _fits_of(plan_of)
     model = plan_of(starts[0]).model
     costs = Costs(
         seconds=lambda sizes: pace.seconds(model, sizes, dtype),
@@ -157,15 +153,19 @@ def _spend_on_residents(plan: Plan, limits: Limits, plan_of: Callable[[Sizes], P
 
 def _fewest_resident(starts: list[Sizes], limits: Limits, plan_of: Callable[[Sizes], Plan]) -> Plan | None:
     """Where host memory and disk do not hold the states: on the device what has to be there."""
-    fits = Fits(
-        lambda sizes: plan_of(sizes).fits_device,
-        lambda sizes: plan_of(sizes).fits_host,
-        lambda sizes: plan_of(sizes).fits_disk,
-    )
+    fits = _fits_of(plan_of)
     for group in (Group(start, ends, limits, fits) for start in starts for ends in limits.ends):
         for resident in group.fewest():
             return _keep_what_fits(plan_of(group.candidates(resident)[0]), limits, plan_of)
     return None
+
+
+def _fits_of(plan_of: Callable[[Sizes], Plan]) -> Fits:
+    return Fits(
+        device=lambda sizes: plan_of(sizes).fits_device,
+        host=lambda sizes: plan_of(sizes).fits_host,
+        disk=lambda sizes: plan_of(sizes).fits_disk,
+    )
 
 
 def _candidates(model: ModelSizes, workload: Workload, dtype: torch.dtype) -> list[Sizes]:
