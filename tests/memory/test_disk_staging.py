@@ -93,6 +93,23 @@ def test_what_was_not_expected_comes_all_the_same(subject: Subject):
     assert [subject.use(record) for record in RECORDS[:5]] == list(range(5))
 
 
+def test_what_was_not_expected_keeps_its_place_until_it_is_sent(subject: Subject, monkeypatch: pytest.MonkeyPatch):
+    read = subject.file.read
+
+    def at_once(record: str, into: memoryview) -> Any:
+        done = read(record, into)
+        done.result()
+        return done
+
+    monkeypatch.setattr(subject.file, "read", at_once)
+    subject.staging.expect(RECORDS[:5])
+    memory = subject.staging.arrive(RECORDS[7])
+    subject.staging.ready(RECORDS[0])
+    assert subject.staging.memory_of(RECORDS[7]) is memory and set(memory.tolist()) == {7}
+    subject.staging.sent(RECORDS[7], PASSED)
+    assert [subject.use(record) for record in RECORDS[:5]] == list(range(5))
+
+
 def test_a_record_that_will_change_is_not_read_and_none_takes_its_place(subject: Subject):
     subject.stale = {RECORDS[0]}
     subject.staging.expect(RECORDS)

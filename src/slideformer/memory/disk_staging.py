@@ -106,6 +106,8 @@ class DiskStaging:
         Raises:
             DiskError: it could not be read.
         """
+        if record not in self._soon():
+            self._order.insert(0, record)  # nothing takes its place before it is sent
         staged = self._holding(record) or self._read(record, self._room())
         self._go_on()  # what comes behind it is on its way while this is waited for
         self._arrived(staged)
