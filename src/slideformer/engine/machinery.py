@@ -68,7 +68,7 @@ class Machinery:
         self._learn_where_backward_ends()
         self.updates = Updates(lanes, records, skip=lambda unit: states[unit].counts.skip())
         self._submission = Submission(lanes, self.updates)
-        weights = BlockWeights(self.blocks, self.updates, records, allocator, dtype, sizes.disk_buffers)
+        weights = BlockWeights(self.blocks, self.updates, records, allocator, dtype, sizes.staging_buffers)
         self.window = LayerWindow(
             lanes,
             self.layouts,
@@ -112,7 +112,7 @@ class Machinery:
             names = decoder.block_names[: sizes.boundaries_on_disk(decoder.depth)]
             boundary_bytes = boundary * dtype.itemsize
             on_disk = BoundariesOnDisk(
-                file, names, sizes.micro_batches, boundary_bytes, allocator, sizes.disk_buffers
+                file, names, sizes.micro_batches, boundary_bytes, allocator, sizes.staging_buffers
             )  # fmt: skip
         off_device = range(sizes.boundaries_on_host(decoder.depth))
         return ActivationStore(self.lanes, allocator, off_device, sizes.micro_batches, boundary, dtype, on_disk)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeVar
 
-from slideformer.plan.offloading import DISK_BUFFERS, Reach, ways
+from slideformer.plan.offloading import BUFFERS_BESIDE_WEIGHTS, DISK_BUFFERS, Reach, ways
 from slideformer.plan.sizes import Sizes
 
 T = TypeVar("T")
@@ -156,24 +156,23 @@ class Group:
     def _least_on_disk(self, sizes: Sizes | None) -> Iterator[Sizes]:
         """Fewer gradients that wait are better than states on disk, and fewer of these than fewer buffers for them.
 
-        Weights on disk cost so much that fewer buffers, which take the memory of many of them, may be better: several
+        Of weights each that stays in memory counts, so what else takes memory may be better spent on them: several
         answers then, for seconds to decide.
         """
         if sizes is None:
             return
         slots = [] if sizes.resident_gradients else [count for count in FEWER_SLOTS if count < sizes.gradient_slots]
         waiting = [sizes, *(replace(sizes, gradient_slots=count) for count in slots)]
-        kinds = map(Reach, range(Reach.STATES, self.limits.reach + 1))
-        buffered = [replace(way, disk_buffers=count) for count in DISK_BUFFERS for way in waiting]
-        in_memory = (way for way in waiting if self.fits.host(way))
-        found = next(in_memory, None) or next(
-            filter(None, (self._on_disk(way, kind) for kind in kinds for way in buffered)), None
-        )
-        if found is not None:
+        if found := next(filter(self.fits.host, waiting), None):
             yield found
-            if found.disk_weight_blocks:
-                fewer = (replace(waiting[-1], disk_buffers=count) for count in DISK_BUFFERS)
-                yield from filter(None, (self._on_disk(way, Reach.WEIGHTS) for way in fewer))
+            return
+        buffered = [replace(way, disk_buffers=count) for count in DISK_BUFFERS for way in waiting]
+        for kind in map(Reach, range(Reach.STATES, self.limits.reach + 1)):
+            if found := next(filter(None, (self._on_disk(way, kind) for way in buffered)), None):
+                fewer = [replace(waiting[-1], disk_buffers=count) for count in (BUFFERS_BESIDE_WEIGHTS, 1)]
+                others = (self._on_disk(way, kind) for way in fewer if kind == Reach.WEIGHTS)
+                yield from dict.fromkeys(filter(None, (found, *others)))
+                return
 
     def _on_disk(self, sizes: Sizes, kind: Reach) -> Sizes | None:
         found = first(ways(sizes, self.limits.blocks - sizes.resident, kind), self.fits.host)

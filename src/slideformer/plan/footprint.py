@@ -131,7 +131,7 @@ def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
         - sum(weights.values())
         - sum(on_device),
         "disk buffers": RecordRing.bytes_needed(on_disk, sizes.disk_buffers, weights)
-        + DiskStaging.bytes_needed(weights, sizes.disk_buffers),
+        + DiskStaging.bytes_needed(weights, sizes.staging_buffers),
         "way out of the device": WayOut.bytes_needed(on_device),
         "gradients": GradientRing.host_bytes_needed(block, sizes.slots_for(n), dtype) + ends * dtype.itemsize,
         "embedding rows": TokenFeed.bytes_needed(min(sizes.step_tokens, model.vocabulary))
@@ -141,7 +141,7 @@ def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
             sizes.boundaries_on_host(n) - sizes.boundaries_on_disk(n), sizes.micro_batches, boundary, dtype.itemsize
         )
         + BoundariesOnDisk.host_bytes_needed(
-            sizes.boundaries_on_disk(n), sizes.micro_batches, boundary * dtype.itemsize, sizes.disk_buffers
+            sizes.boundaries_on_disk(n), sizes.micro_batches, boundary * dtype.itemsize, sizes.staging_buffers
         ),
         "token ids": TokenFeed.bytes_needed(sizes.step_indices),
         "checkpoint copies": SnapshotMemory.bytes_needed(state_bytes.values(), sizes.snapshot_units),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 DISK_BUFFERS = (BUFFERS, 3, 2, 1)
+BUFFERS_BESIDE_WEIGHTS = 2  # each takes the memory of six more blocks' weights, and the disk is what a step waits for
 
 
 class Reach(IntEnum):
@@ -47,7 +48,8 @@ def ways(sizes: Sizes, blocks: int, reach: Reach) -> list[Sizes]:
         case Reach.BOUNDARIES:
             return [replace(states, disk_boundaries=count) for count in range(1, sizes.host_boundaries + 1)]
         case Reach.WEIGHTS:
-            both = replace(states, disk_boundaries=sizes.host_boundaries)
+            few = min(sizes.disk_buffers, BUFFERS_BESIDE_WEIGHTS)
+            both = replace(states, disk_boundaries=sizes.host_boundaries, disk_buffers=few)
             return [replace(both, disk_weight_blocks=count) for count in range(1, blocks + 1)]
 
 

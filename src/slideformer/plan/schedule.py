@@ -31,8 +31,8 @@ class StepWork:
         read_weights: weights from the disk before they go to the GPU, 0 of those in host memory.
         write_boundary, read_boundary: boundary activations from host memory to disk and back, 0 where they stay.
         resident: blocks (the first ones) that need no place in the window.
-        buffers: records that are in memory at once, and as many weights from the disk.
-        boundary_buffers: blocks whose boundaries may be in memory between GPU and disk.
+        buffers: records that are in memory at once.
+        weight_buffers, boundary_buffers: blocks whose weights, or boundaries, may be in memory between disk and GPU.
         depth: blocks in the window.
         slots: gradients that may wait for their update.
         clipping: no update before the last gradient has landed.
@@ -59,6 +59,7 @@ class StepWork:
     read_boundary: list[float]
     resident: int
     buffers: int
+    weight_buffers: int
     boundary_buffers: int
     depth: int
     slots: int
@@ -134,7 +135,7 @@ class Player:
 
     def __post_init__(self) -> None:
         self.disk = DiskQueue(self.spans, self.work.buffers)
-        self._weights = Staging(self.work.buffers)
+        self._weights = Staging(self.work.weight_buffers)
         self._boundaries = Staging(self.work.boundary_buffers)
         self._turned = 0.0  # the end of forward, from which on boundaries are read
 

@@ -29,7 +29,7 @@ class Sizes:
         resident_ends: whether that of embedding, head and what else is outside the blocks is there, too.
         disk_blocks: layers whose durable state, but for the weights that the device fetches, is on disk.
         disk_weight_blocks: layers of these whose weights are on disk, too.
-        disk_buffers: records of these, and weights of them, that are in host memory at once.
+        disk_buffers: records of these that are in host memory at once.
         optimizer_state: what the optimizer's moments are stored in.
         snapshot_units: units whose state may be held a second time, in host memory, while a checkpoint is written.
         head_shards: shards of the vocabulary in which the head passes the device; 1: it is there as a whole.
@@ -83,6 +83,12 @@ class Sizes:
     def slots_for(self, depth: int) -> int:
         """Gradients of `depth` layers that may wait on the host."""
         return min(self.gradient_slots, depth - min(self.resident, depth))
+
+    @property
+    def staging_buffers(self) -> int:
+        """Weights, and boundaries, that are in host memory between disk and device at once: one is copied or awaited,
+        the others come behind it."""
+        return min(self.disk_buffers + 1, BUFFERS)
 
     @property
     def step_indices(self) -> int:
