@@ -45,7 +45,7 @@ def counted(engine: Engine) -> Iterator[dict[str, float]]:
     """Parameters updated, seconds in AdamW, and bytes copied, while it lasts."""
     seen: dict[str, float] = defaultdict(float)
     window = engine._machinery.window
-    update, copy_weights = _core.adamw, window._copy_weights
+    update, copy_of = _core.adamw, window._copy_of
 
     def adamw(hi: Tensor, lo: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, grad: Any, spans: Tensor, **more: Any):
         begun = time.perf_counter()
@@ -53,9 +53,12 @@ def counted(engine: Engine) -> Iterator[dict[str, float]]:
         seen["seconds"] += time.perf_counter() - begun
         seen["parameters"] += int((spans[:, 1] - spans[:, 0]).sum())
 
-    def weights(layer: int, out: Tensor) -> None:
-        seen["copied"] += out.nbytes
-        copy_weights(layer, out)
+    def counted_copy_of(layer: int) -> Callable[[int, Tensor], None]:
+        def copy(layer: int, out: Tensor) -> None:
+            seen["copied"] += out.nbytes
+            copy_of(layer)(layer, out)
+
+        return copy
 
     def copy(source: Tensor, destination: Tensor) -> None:
         seen["copied"] += source.nbytes
@@ -63,7 +66,7 @@ def counted(engine: Engine) -> Iterator[dict[str, float]]:
 
     with ExitStack() as stack:
         stack.enter_context(patch("slideformer.optim.adamw._core.adamw", adamw))
-        stack.enter_context(patch.object(window, "_copy_weights", weights))
+        stack.enter_context(patch.object(window, "_copy_of", counted_copy_of))
         for module in COPYING:
             stack.enter_context(patch(f"slideformer.memory.{module}.copy_async", copy))
         yield seen

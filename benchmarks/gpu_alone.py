@@ -40,7 +40,7 @@ def fed_from_nowhere(engine: Engine) -> Iterator[None]:
         pass
 
     with (
-        patch.object(engine._machinery.window, "_copy_weights", nothing),
+        patch.object(engine._machinery.window, "_copy_of", lambda _: nothing),
         patch("slideformer.memory.gradients.copy_async", nothing),
         patch("slideformer.optim.adamw._core.adamw", nothing),
     ):

@@ -315,7 +315,7 @@ def test_a_record_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytes
     with run.engine(tmp_path) as engine, ThreadPoolExecutor(1) as pool:
         run.train(engine, 0, SAVED)
         engine.drain()
-        engine._records.file._sums["model.layers.3"] = 1  # type: ignore[union-attr]
+        engine._records.files.rest._sums["model.layers.3"] = 1  # type: ignore[union-attr]
         snapshot = engine.begin_snapshot()
         written = pool.submit(write_checkpoint, tmp_path, SAVED, FACTS, snapshot.unit_states())
         with pytest.raises(DiskError, match="model.layers.3"):

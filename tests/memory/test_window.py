@@ -42,7 +42,8 @@ def layers() -> Layers:
 
 def new_window(layers: Layers, depth: int, **changes: Any) -> LayerWindow:
     lanes = inline_lanes(torch.device("cpu"))
-    return LayerWindow(lanes, LAYOUTS, depth, torch.float32, layers.fresh, layers.wait_fresh, layers.copy)
+    asked = (layers.fresh, layers.wait_fresh, lambda _: layers.copy)
+    return LayerWindow(lanes, LAYOUTS, depth, torch.float32, *asked, **changes)
 
 
 def use(window: LayerWindow, i: int) -> float:

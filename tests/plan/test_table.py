@@ -24,7 +24,9 @@ def test_both_tiers_are_listed_with_totals_and_budgets():
 def test_the_disk_is_a_tier_where_there_is_one():
     chosen = plan(host="2500MiB", disk="64GiB")
     text = render(chosen)
-    assert f"optimizer state of {chosen.sizes.disk_blocks} blocks is on disk" in " ".join(text.split())
+    assert f"on disk: optimizer state of {chosen.sizes.disk_blocks} of {len(chosen.model.blocks)} blocks" in " ".join(
+        text.split()
+    )
     assert f"{format_bytes(chosen.disk_peak_bytes)}  64.0 GiB" in text and "disk buffers" in text
     assert "disk" not in render(plan())
 

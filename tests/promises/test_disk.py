@@ -26,7 +26,8 @@ from tiny_runs import (
 
 from slideformer.lanes.fuzzer import fuzzed_lanes
 from slideformer.lanes.lanes import Lanes
-from slideformer.memory.disk_state import BUFFERS, units_on_disk
+from slideformer.memory.disk_state import units_on_disk
+from slideformer.memory.record_ring import BUFFERS
 from slideformer.models.architecture import Decoder
 from slideformer.models.freezing import frozen_names
 

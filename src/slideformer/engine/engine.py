@@ -1,7 +1,7 @@
 """The engine: builds the parts, owns them, and closes them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from slideformer.data.batches import Batch
 from slideformer.engine import diagnose
 from slideformer.engine.custom_loss import TokenLoss, head_passes
-from slideformer.engine.durable import durable_states
+from slideformer.engine.durable import boundary_file_in, durable_states
 from slideformer.engine.evaluate import Evaluation, evaluate
 from slideformer.engine.generate import OnToken, batching_for, generate
 from slideformer.engine.layouts import layouts
@@ -67,7 +67,10 @@ class Engine:
         self.allocator = HostAllocator(pin=on_accelerator)
         self._threads = threads = threads or optimizer_threads(on_accelerator)
         pin_lo = on_accelerator and dtype == torch.float32  # in bf16 the GPU never sees the remainders
-        with self.allocator.closed_if_it_fails():
+        with self.allocator.closed_if_it_fails(), ExitStack() as opened:
+            boundary_file = boundary_file_in(offload_dir, decoder, sizes, dtype)
+            if boundary_file is not None:
+                opened.callback(boundary_file.close)
             units = layouts(decoder)
             on_device = units_on_device(units, decoder.block_names, sizes.resident, sizes.resident_ends)
             on_disk = units_on_disk(units, decoder.block_names[sizes.resident :], sizes.disk_blocks)
@@ -84,18 +87,17 @@ class Engine:
                 sizes.moment_dtype,
                 seed,
                 sizes.disk_buffers,
+                sizes.disk_weight_blocks,
             )
-            try:
-                self._machinery = Machinery(
-                    decoder, self.lanes, self.allocator, self.states, self._records, sizes, dtype
-                )  # fmt: skip
-                self._state_bytes = {
-                    unit: LayerState.bytes_needed(layout, sizes.moment_dtype) for unit, layout in units.items()
-                }
-                self._snapshot_memory = SnapshotMemory(self._state_bytes.values(), sizes.snapshot_units, self.allocator)
-            except BaseException:
-                self._records.close()
-                raise
+            opened.callback(self._records.close)
+            self._machinery = Machinery(
+                decoder, self.lanes, self.allocator, self.states, self._records, sizes, dtype, boundary_file
+            )  # fmt: skip
+            self._state_bytes = {
+                unit: LayerState.bytes_needed(layout, sizes.moment_dtype) for unit, layout in units.items()
+            }
+            self._snapshot_memory = SnapshotMemory(self._state_bytes.values(), sizes.snapshot_units, self.allocator)
+            self._files = opened.pop_all()
         self._snapshot: Snapshot | None = None
         self._failure: BaseException | None = None
         self._pending: StepResult | None = None
@@ -253,7 +255,7 @@ class Engine:
         self.end_snapshot()
         self._machinery.updates.worker.close()
         try:
-            self._records.close()
+            self._files.close()
             if self.lanes.device.type != "cpu":
                 torch.accelerator.synchronize(self.lanes.device)
         finally:  # a device that failed tells so again

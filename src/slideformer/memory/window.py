@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,6 +30,42 @@ class Slot:
     views: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
 
+class ReadAhead(Protocol):
+    """Brings layers' weights to where `copy_of` finds them, if they are not always there."""
+
+    def expect(self, layers: Sequence[int]) -> None:
+        """These will be copied, in this order; forget what was expected before."""
+        ...
+
+    def skip(self, i: int) -> None:
+        """Layer i was to be copied next, and need not be."""
+        ...
+
+    def sent(self, i: int, fence: Fence) -> None:
+        """Behind the fence layer i has been copied."""
+        ...
+
+    def forget(self, i: int) -> None:
+        """Layer i is about to change."""
+        ...
+
+
+class AlwaysThere:
+    """In place of a `ReadAhead` where all weights are in memory."""
+
+    def expect(self, layers: Sequence[int]) -> None:
+        pass
+
+    def skip(self, i: int) -> None:
+        pass
+
+    def sent(self, i: int, fence: Fence) -> None:
+        pass
+
+    def forget(self, i: int) -> None:
+        pass
+
+
 class LayerWindow:
     """Weights of layers on the device, `depth` at a time.
 
@@ -41,8 +78,10 @@ class LayerWindow:
         depth: number of slots, at least 1.
         fresh: whether layer i's weights on the host are up to date now.
         wait_fresh: blocks until they are.
-        copy_weights: copies layer i's weights from the host into a slot's first `layouts[i].numel` elements.
+        copy_of: of layer i, gives what copies its weights, from where they are on the host now: called with i, which
+            names the copy to whoever records lanes, and a tensor [numel].
         resident: layers whose weights are on the device for good; they are used in place and need no slot.
+        ahead: told what will be copied, and what was.
     """
 
     def __init__(
@@ -53,12 +92,13 @@ class LayerWindow:
         dtype: torch.dtype,
         fresh: Callable[[int], bool],
         wait_fresh: Callable[[int], None],
-        copy_weights: Callable[[int, Tensor], None],
+        copy_of: Callable[[int], Callable[[int, Tensor], None]],
         resident: Mapping[int, DeviceState] | None = None,
+        ahead: ReadAhead | None = None,
     ):
-        self._lanes = lanes
+        self._lanes, self._ahead = lanes, ahead or AlwaysThere()
         self._layouts = layouts
-        self._fresh, self._wait_fresh, self._copy_weights = fresh, wait_fresh, copy_weights
+        self._fresh, self._wait_fresh, self._copy_of = fresh, wait_fresh, copy_of
         self._resident = dict(resident or {})
         self._resident_views = {i: state.layout.views(state.hi) for i, state in self._resident.items()}
         numel = slot_numel([layout for i, layout in enumerate(layouts) if i not in self._resident])
@@ -72,6 +112,11 @@ class LayerWindow:
         """With `layouts` those that are not resident."""
         return min(depth, len(layouts)) * slot_numel(layouts) * dtype.itemsize
 
+    def expect(self, layers: Sequence[int]) -> None:
+        """These will be fetched next, in this order."""
+        waiting = [slot.layer for slot in self._waiting]
+        self._ahead.expect([*waiting, *(i for i in layers if i not in self._resident)])
+
     def fetch(self, i: int) -> None:
         """Bring layer i's weights to the device, or keep them there; out of range is nothing to do."""
         if not 0 <= i < len(self._layouts) or i in self._resident:
@@ -80,6 +125,8 @@ class LayerWindow:
         if slot.layer != i:
             slot.layer, slot.ready = i, None
             self._waiting.append(slot)
+        elif not slot.held:
+            self._ahead.skip(i)
         slot.held = True
         self._submit_fresh()
 
@@ -122,6 +169,7 @@ class LayerWindow:
 
     def invalidate(self, i: int) -> None:
         """Layer i's weights are about to change: what the window holds of them is no longer to be used."""
+        self._ahead.forget(i)
         slot = self._find(i)
         if slot is not None:
             assert not slot.held, f"layer {i} changes while it is held"
@@ -153,8 +201,10 @@ class LayerWindow:
     def _submit(self, slot: Slot) -> None:
         if slot.free is not None:
             self._lanes.h2d.wait(slot.free)
-        self._lanes.h2d.run(self._copy_weights, slot.layer, slot.flat[: self._layouts[slot.layer].numel])
+        i = slot.layer
+        self._lanes.h2d.run(self._copy_of(i), i, slot.flat[: self._layouts[i].numel])
         slot.ready = self._lanes.h2d.record()
+        self._ahead.sent(i, slot.ready)
 
 
 def slot_numel(layouts: Sequence[FlatLayout]) -> int:

@@ -1,9 +1,10 @@
 """The decision: sizes that fit the budgets, or a refusal that says what would."""
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
+from itertools import product
 from math import ceil
 
 import torch
@@ -12,7 +13,7 @@ from slideformer.errors import ConfigError
 from slideformer.memory.window import slot_numel
 from slideformer.plan.choice import Costs, Fits, Group, Limits, choose, halvings
 from slideformer.plan.footprint import ModelSizes, Work, device_bytes, disk_bytes, host_bytes
-from slideformer.plan.offloading import fewest_on_disk
+from slideformer.plan.offloading import Reach, fewest_on_disk, reaches
 from slideformer.plan.pace import Pace
 from slideformer.plan.plan import Plan, Workload
 from slideformer.plan.refusal import does_not_fit, least_demanding
@@ -54,36 +55,37 @@ def make_plan(
         ConfigError: something is to be resident where nothing can be.
     """
 
+    @cache  # tried again with each kind on disk
     def plan_of(sizes: Sizes) -> Plan:
         budgets = (host_budget_bytes, device_budget_bytes, disk_budget_bytes)
         return _plan(sizes, model, work, dtype, *budgets, process_bytes)
 
-    limits = _limits(model, work, workload, dtype, device_budget_bytes, disk_budget_bytes)
-    candidates = _candidates(model, workload, dtype)
-    starts = [sizes for sizes in candidates if not sizes.host_boundaries]
-    if pace is not None and device_budget_bytes is not None:
-        sizes = _of_the_shortest_step(starts, limits, plan_of, pace, dtype)
-        chosen = None if sizes is None else plan_of(sizes)
-    else:
-        chosen = _first_preferred(candidates, limits, plan_of) or _fewest_resident(starts, limits, plan_of)
-    if chosen is None:
-        if finer := _with_smaller_shards(model, workload):
-            budgets = (host_budget_bytes, device_budget_bytes, process_bytes, disk_budget_bytes)
-            return make_plan(model, work, finer, dtype, *budgets, pace)
-        raise does_not_fit(least_demanding([plan_of(sizes) for sizes in candidates]), workload, plan_of)
-    return _copy_what_fits(chosen, workload, plan_of)
+    workloads = list(_in_shards(model, workload))
+    for reach, asked in product(reaches(disk_budget_bytes), workloads):
+        limits = _limits(model, work, asked, dtype, device_budget_bytes, reach)
+        candidates = _candidates(model, asked, dtype)
+        starts = [sizes for sizes in candidates if not sizes.host_boundaries]
+        if pace is not None and device_budget_bytes is not None:
+            sizes = _of_the_shortest_step(starts, limits, plan_of, pace, dtype)
+            chosen = None if sizes is None else plan_of(sizes)
+        else:
+            chosen = _first_preferred(candidates, limits, plan_of) or _fewest_resident(starts, limits, plan_of)
+        if chosen is not None:
+            return _copy_what_fits(chosen, asked, plan_of)
+    candidates = _candidates(model, workloads[-1], dtype)
+    raise does_not_fit(least_demanding([plan_of(sizes) for sizes in candidates]), workloads[-1], plan_of)
 
 
-def _with_smaller_shards(model: ModelSizes, workload: Workload) -> Workload | None:
-    """The head in twice as many shards, if they are still larger than a layer."""
+def _in_shards(model: ModelSizes, workload: Workload) -> Iterator[Workload]:
+    """The head whole, then in twice as many shards each time, as long as these are larger than a layer."""
+    yield workload
     shard = model.layouts[model.head].numel // workload.head_shards
-    if not model.head_shards_exactly or shard <= slot_numel(model.block_layouts):
-        return None
-    return replace(workload, head_shards=2 * workload.head_shards)
+    if model.head_shards_exactly and shard > slot_numel(model.block_layouts):
+        yield from _in_shards(model, replace(workload, head_shards=2 * workload.head_shards))
 
 
 def _limits(
-    model: ModelSizes, work: Work, workload: Workload, dtype: torch.dtype, device_bytes: int | None, disk: int | None
+    model: ModelSizes, work: Work, workload: Workload, dtype: torch.dtype, device_bytes: int | None, reach: Reach
 ) -> Limits:
     """What may be chosen: only what computes in bf16 on a device can be resident, as its weights are used in place."""
     n, pinned = len(model.blocks), workload.resident
@@ -100,19 +102,14 @@ def _limits(
         kept=None if workload.kept is None else min(workload.kept, n),
         keeps=not workload.recompute_all,
         keeps_outputs=not workload.recompute_all and work.kept_outputs_bytes > 0,
-        offloads=disk is not None,
+        reach=reach,
     )
 
 
 def _of_the_shortest_step(
     starts: list[Sizes], limits: Limits, plan_of: Callable[[Sizes], Plan], pace: Pace, dtype: torch.dtype
 ) -> Sizes | None:
-    remembered = lru_cache(maxsize=None)(plan_of)
-    fits = Fits(
-        device=lambda sizes: remembered(sizes).fits_device,
-        host=lambda sizes: remembered(sizes).fits_host,
-        disk=lambda sizes: remembered(sizes).fits_disk,
-    )
+    fits = _fits_of(plan_of)
     model = plan_of(starts[0]).model
     costs = Costs(
         seconds=lambda sizes: pace.seconds(model, sizes, dtype),
@@ -128,8 +125,8 @@ def _first_preferred(candidates: list[Sizes], limits: Limits, plan_of: Callable[
     """The first plan that fits, with nothing on disk if possible; device memory that is left is spent."""
     plans = [plan_of(sizes) for sizes in candidates]
     found = next(filter(_fits, plans), None)
-    if found is None and limits.offloads:
-        with_disk = (fewest_on_disk(plan, plan_of) for plan in plans if plan.fits_device)
+    if found is None and limits.reach:
+        with_disk = (fewest_on_disk(plan, plan_of, limits.reach) for plan in plans if plan.fits_device)
         found = next(filter(_fits, with_disk), None)
     if found is None:
         return None
@@ -156,15 +153,19 @@ def _spend_on_residents(plan: Plan, limits: Limits, plan_of: Callable[[Sizes], P
 
 def _fewest_resident(starts: list[Sizes], limits: Limits, plan_of: Callable[[Sizes], Plan]) -> Plan | None:
     """Where host memory and disk do not hold the states: on the device what has to be there."""
-    fits = Fits(
-        lambda sizes: plan_of(sizes).fits_device,
-        lambda sizes: plan_of(sizes).fits_host,
-        lambda sizes: plan_of(sizes).fits_disk,
-    )
+    fits = _fits_of(plan_of)
     for group in (Group(start, ends, limits, fits) for start in starts for ends in limits.ends):
         for resident in group.fewest():
             return _keep_what_fits(plan_of(group.candidates(resident)[0]), limits, plan_of)
     return None
+
+
+def _fits_of(plan_of: Callable[[Sizes], Plan]) -> Fits:
+    return Fits(
+        device=lambda sizes: plan_of(sizes).fits_device,
+        host=lambda sizes: plan_of(sizes).fits_host,
+        disk=lambda sizes: plan_of(sizes).fits_disk,
+    )
 
 
 def _candidates(model: ModelSizes, workload: Workload, dtype: torch.dtype) -> list[Sizes]:

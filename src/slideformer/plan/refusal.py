@@ -4,8 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from slideformer.errors import DoesNotFit
-from slideformer.plan.choice import DISK_BUFFERS
-from slideformer.plan.offloading import disk_is_full, fewest_on_disk, offer
+from slideformer.plan.offloading import DISK_BUFFERS, Reach, disk_is_full, fewest_on_disk, offer
 from slideformer.units import format_bytes, gib_that_hold
 
 if TYPE_CHECKING:
@@ -34,7 +33,8 @@ def does_not_fit(plan: "Plan", workload: "Workload", plan_of: "PlanOf") -> DoesN
         )
     other = offer(plan, plan_of)
     if plan.disk_budget_bytes is not None:
-        with_disk = fewest_on_disk(plan_of(replace(plan.sizes, disk_buffers=DISK_BUFFERS[-1])), plan_of)
+        one_buffer = plan_of(replace(plan.sizes, disk_buffers=DISK_BUFFERS[-1]))
+        with_disk = fewest_on_disk(one_buffer, plan_of, Reach.WEIGHTS)
         if with_disk.fits_host:
             return disk_is_full(with_disk)
         plan = min(plan, with_disk, key=lambda plan: plan.host_peak_bytes)
@@ -42,13 +42,15 @@ def does_not_fit(plan: "Plan", workload: "Workload", plan_of: "PlanOf") -> DoesN
         "max_grad_norm: null": plan.host.get("gradients", 0) if workload.clipping else 0,
         "optimizer_state: bf16": 4 * plan.model.trained_parameters if workload.optimizer_state == "fp32" else 0,
     }
+    smaller = _parameters_that_fit(plan) / 1e9
+    model = f", or train a model of at most {smaller:.2f}B parameters (this one has {plan.model.parameters / 1e9:.2f}B)"
     less = " and ".join(f"{setting} saves up to {format_bytes(size)}" for setting, size in savings.items() if size)
     without = f" ({less})" if less else ""
     return DoesNotFit(
         f"host memory needs {format_bytes(plan.host_peak_bytes)}, and its budget is "
         f"{format_bytes(plan.host_budget_bytes)}; largest: {_largest(plan.host)}",
-        f"give budget.host at least {gib_that_hold(plan.host_peak_bytes)}{without}{other}, or train a model of at most "
-        f"{_parameters_that_fit(plan) / 1e9:.2f}B parameters (this one has {plan.model.parameters / 1e9:.2f}B)",
+        f"give budget.host at least {gib_that_hold(plan.host_peak_bytes)}{without}{other}"
+        f"{model if smaller >= 0.01 else ''}",
     )
 
 

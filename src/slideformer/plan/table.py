@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from slideformer.plan.offloading import what_is_on_disk
 from slideformer.plan.timing_table import render_timing
 from slideformer.units import format_bytes
 
@@ -58,8 +59,8 @@ def _add_tier(table: Table, tier: str, parts: dict[str, int], total: int, budget
 
 
 def _offloading(plan: "Plan") -> str:
-    on_disk = plan.sizes.disk_blocks
-    return f"; optimizer state of {on_disk} blocks is on disk" if on_disk else ""
+    words = what_is_on_disk(plan)
+    return f"; on disk: {words}" if words else ""
 
 
 def _recomputation(plan: "Plan") -> str:

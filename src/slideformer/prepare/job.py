@@ -25,7 +25,7 @@ from slideformer.plan.machine import Machine, disk_budget_bytes
 from slideformer.plan.pace import Pace
 from slideformer.plan.plan import Plan
 from slideformer.plan.rates import MachineRates, cached_rates
-from slideformer.prepare.elsewhere import dtype_there, memory_there
+from slideformer.prepare.elsewhere import disk_there, dtype_there, memory_there
 from slideformer.prepare.forecast import forecast, pace_of
 from slideformer.prepare.planning import plan_run
 from slideformer.prepare.prompts import Prompts
@@ -109,7 +109,7 @@ def prepare(config: Config, micro_batch_size: int | None = None, elsewhere: Mach
     Raises:
         ConfigError, DataError, UnsupportedModel, DoesNotFit: whatever stands in the way, before minutes of loading.
     """
-    disk = disk_budget_bytes(config.budget.offload_dir, config.budget.disk_bytes)
+    disk = (disk_there if elsewhere else disk_budget_bytes)(config.budget.offload_dir, config.budget.disk_bytes)
     if elsewhere is None:
         device, dtype = device_and_dtype(config.device, config.compute_dtype)
     else:
