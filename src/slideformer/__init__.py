@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from slideformer.errors import SlideFormerError
     from slideformer.events import Listener, Wishes
     from slideformer.optim.adamw import AdamWStep
+    from slideformer.plan.pins import Pins
     from slideformer.trainer import Trainer
 
 _MODULES = {
@@ -33,6 +34,7 @@ _MODULES = {
     "Config": "config",
     "Engine": "engine.engine",
     "Listener": "events",
+    "Pins": "plan.pins",
     "SlideFormerError": "errors",
     "TokenChunk": "engine.custom_loss",
     "Trainer": "trainer",
@@ -46,6 +48,7 @@ __all__ = [
     "Config",
     "Engine",
     "Listener",
+    "Pins",
     "SlideFormerError",
     "TokenChunk",
     "Trainer",

@@ -16,10 +16,10 @@ from pathlib import Path
 from pydantic_core import PydanticUndefined
 
 from slideformer import __version__
+from slideformer.bench.arguments import add_memory_options, case_fields, size, size_or_none
 from slideformer.config import load_config, parse_overrides, setting_fields
 from slideformer.errors import ConfigError, SlideFormerError
 from slideformer.setting_words import expected, in_yaml
-from slideformer.units import parse_bytes
 
 RESUME = "resume_from_checkpoint"
 CONFIG_USAGE = "slideformer {} CONFIG.yaml [--key value ...]"
@@ -91,12 +91,10 @@ def _probe(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _bench(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _no_overrides(overrides)
-    budgets = [None if budget == "none" else parse_bytes(budget) for budget in arguments.gpu_budget]
     from slideformer.bench.case import Case
     from slideformer.bench.command import bench
 
-    names = ("model", "length", "steps", "warm_up", "device", "threads")
-    shared = {name: getattr(arguments, name) for name in names} | {"clipping": arguments.clip}
+    shared, budgets = case_fields(arguments), arguments.gpu_budget
     cases = [Case(**shared, sequences=n, gpu_budget_bytes=b) for n in arguments.sequences for b in budgets]
     results = bench(cases, arguments.json)
     if all("error" in result for result in results):
@@ -105,13 +103,11 @@ def _bench(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _trace(arguments: argparse.Namespace, overrides: list[str]) -> None:
     _no_overrides(overrides)
-    budget = parse_bytes(arguments.gpu_budget) if arguments.gpu_budget else None
     from slideformer.bench.case import Case
     from slideformer.bench.trace import trace
 
-    names = ("model", "sequences", "length", "steps", "warm_up", "device", "threads")
-    shared = {name: getattr(arguments, name) for name in names}
-    print(trace(Case(**shared, clipping=arguments.clip, gpu_budget_bytes=budget), arguments.out))
+    of_one = {"sequences": arguments.sequences, "gpu_budget_bytes": arguments.gpu_budget}
+    print(trace(Case(**case_fields(arguments), **of_one), arguments.out))
 
 
 def _data(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -134,12 +130,11 @@ def _generate(arguments: argparse.Namespace, overrides: list[str]) -> None:
         raise ConfigError("command line: there is no prompt", hint='add --prompt "...", or --prompts FILE')
     if not arguments.temperature and (arguments.top_p or arguments.top_k):
         raise ConfigError("command line: nothing is drawn at temperature 0", hint="add --temperature 0.7, for example")
-    budget = parse_bytes(arguments.gpu) if arguments.gpu else None
     from slideformer.generation import Request, generate
 
     names = ("model", "max_new_tokens", "temperature", "top_p", "top_k", "seed", "raw", "device", "compute_dtype")
     chosen = {name: getattr(arguments, name) for name in (*names, "trust_remote_code")}
-    generate(Request(**chosen, prompts=arguments.prompts or arguments.prompt, gpu_budget_bytes=budget))
+    generate(Request(**chosen, prompts=arguments.prompts or arguments.prompt, gpu_budget_bytes=arguments.gpu))
 
 
 def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -202,15 +197,22 @@ def _parser() -> argparse.ArgumentParser:
     probe.set_defaults(command=_probe)
 
     bench = _measuring_command(commands, "bench", "measure training steps on this machine, random weights and tokens")
-    bench.add_argument("--sequences", type=_positive, nargs="+", default=[8, 32], help="of a step (default: 8 32)")
-    bench.add_argument("--gpu-budget", nargs="+", default=["none"], metavar="SIZE", help="sizes such as 24GiB, or none")
+    bench.add_argument(
+        "--sequences", type=_positive, nargs="+", default=[8, 32], metavar="N", help="sequences a step (default: 8 32)"
+    )
+    bench.add_argument(
+        "--gpu-budget", type=size_or_none, nargs="+", default=[None], metavar="SIZE",
+        help="GPU memory it may use, such as 24GiB; none (default): what is free",
+    )  # fmt: skip
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     bench.set_defaults(command=_bench)
 
     trace = _measuring_command(commands, "trace", "record what runs when in a few steps, and say where the time went")
-    trace.add_argument("--sequences", type=_positive, default=8, help="of a step (default: 8)")
-    trace.add_argument("--gpu-budget", metavar="SIZE", help="GPU memory it may use, such as 24GiB")
-    trace.add_argument("--out", type=Path, default=Path("trace.json"), help="for Perfetto (default: trace.json)")
+    trace.add_argument("--sequences", type=_positive, default=8, metavar="N", help="sequences a step (default: 8)")
+    trace.add_argument("--gpu-budget", type=size_or_none, metavar="SIZE", help="GPU memory it may use, such as 24GiB")
+    trace.add_argument(
+        "--out", type=Path, default=Path("trace.json"), metavar="FILE", help="the trace (default: trace.json)"
+    )
     trace.set_defaults(command=_trace)
 
     data = _config_command(commands, "data", "show what a config trains on: samples, lengths, counts")
@@ -256,12 +258,15 @@ def _measuring_command(
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=summary, allow_abbrev=False)
     command.add_argument("model", metavar="MODEL", help="a shape such as qwen3-4b, a model directory, or a hub id")
-    command.add_argument("--length", type=_positive, default=1024, help="tokens of a sequence (default: 1024)")
-    command.add_argument("--steps", type=_positive, default=3, help="that count (default: 3)")
-    command.add_argument("--warm-up", type=_positive, default=2, help="steps done before (default: 2)")
+    command.add_argument(
+        "--length", type=_positive, default=1024, metavar="N", help="tokens a sequence (default: 1024)"
+    )
+    command.add_argument("--steps", type=_positive, default=3, metavar="N", help="measured steps (default: 3)")
+    command.add_argument("--warm-up", type=_positive, default=2, metavar="N", help="steps before them (default: 2)")
     command.add_argument("--clip", action="store_true", help="clip gradients: updates wait for the norm")
-    command.add_argument("--threads", type=_positive, help="of the CPU optimizer (default: chosen)")
+    command.add_argument("--threads", type=_positive, metavar="N", help="of AdamW on the CPU (default: chosen)")
     command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="where layers compute")
+    add_memory_options(command)
     return command
 
 
@@ -281,7 +286,9 @@ def _generate_command(commands: "argparse._SubParsersAction[argparse.ArgumentPar
     command.add_argument("--raw", action="store_true", help="without the chat template")
     command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="where layers compute")
     command.add_argument("--compute_dtype", choices=("auto", "bf16", "fp32"), default="auto", help="as in a config")
-    command.add_argument("--budget.gpu", dest="gpu", metavar="SIZE", help="GPU memory it may use, such as 8GiB")
+    command.add_argument(
+        "--budget.gpu", dest="gpu", type=size, metavar="SIZE", help="GPU memory it may use, such as 8GiB"
+    )
     command.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the model")
     command.set_defaults(command=_generate)
 

@@ -30,6 +30,7 @@ from slideformer.memory.snapshot import SnapshotMemory
 from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.threads import cpu_threads
+from slideformer.plan.pins import Pins
 from slideformer.plan.plan import Workload
 from slideformer.plan.sizes import OptimizerState, Sizes
 from slideformer.storage.checkpoint import UnitState
@@ -123,6 +124,9 @@ class Engine:
         offload_dir: str | Path | None = None,
         micro_batch_size: int | None = None,
         window_depth: int | None = None,
+        resident: int | None = None,
+        kept: int | None = None,
+        pins: Pins | None = None,
         device: Literal["auto", "cuda", "cpu"] = "auto",
         compute_dtype: Literal["auto", "bf16", "fp32"] = "auto",
         optimizer_state: OptimizerState = "fp32",
@@ -140,7 +144,8 @@ class Engine:
             clipping: whether `max_norm` will be used; without, gradients need not wait in host memory.
             gpu_budget, host_budget, disk_budget: bytes, or "8GiB"; None: what is free.
             offload_dir: directory on a fast local disk for what does not fit in host memory; None: there is no disk.
-            micro_batch_size, window_depth: as the settings of these names; None: chosen.
+            micro_batch_size, window_depth, resident, kept: as the settings of these names; None: chosen.
+            pins: the same of further sizes, such as `Pins(disk_blocks=4)`.
             device: "auto", "cuda" (which includes ROCm) or "cpu".
             compute_dtype: "auto" (bf16 on an accelerator, else fp32), "bf16" or "fp32".
             optimizer_state: type of AdamW's stored moments, "fp32" or, stochastically rounded, "bf16".
@@ -151,7 +156,7 @@ class Engine:
             parity_check: train a tiny copy of the model both ways first.
 
         Raises:
-            DoesNotFit: with what would fit.
+            DoesNotFit: with what would fit, also where a pinned size does not.
             UnsupportedModel, WeightsError, ConfigError: why the model cannot be trained or read.
         """
         from slideformer.engine.pretrained import load_engine  # it measures with parts of this module
@@ -159,7 +164,17 @@ class Engine:
         return load_engine(
             cls,
             str(model),
-            Workload(batch_size, max_length, clipping, micro_batch_size, window_depth, optimizer_state=optimizer_state),
+            Workload(
+                batch_size,
+                max_length,
+                clipping,
+                micro_batch_size,
+                window_depth,
+                optimizer_state=optimizer_state,
+                resident=resident,
+                kept=kept,
+                pins=pins or Pins(),
+            ),  # fmt: skip
             seed,
             gpu_budget_bytes=None if gpu_budget is None else parse_bytes(gpu_budget),
             host_budget_bytes=None if host_budget is None else parse_bytes(host_budget),
