@@ -174,7 +174,7 @@ class Engine:
                 resident=resident,
                 kept=kept,
                 pins=pins or Pins(),
-            ),  # fmt: skip
+            ),
             seed,
             gpu_budget_bytes=None if gpu_budget is None else parse_bytes(gpu_budget),
             host_budget_bytes=None if host_budget is None else parse_bytes(host_budget),

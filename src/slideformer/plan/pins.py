@@ -81,7 +81,7 @@ def check_pins(workload: "Workload", *, can_be_resident: bool, can_be_sharded: b
         )
     if given.get("head_shards", 1) > 1 and not can_be_sharded:
         raise ConfigError(
-            f"head_shards: {given['head_shards']}, but this model's logits are not a head's output alone, shard by shard",
+            f"head_shards: {given['head_shards']}, but a shard of this head gives no slice of the model's logits",
             "leave head_shards out",
         )
 

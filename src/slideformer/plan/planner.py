@@ -132,8 +132,10 @@ def _of_the_shortest_step(
         beside_seconds=lambda sizes: pace.beside_seconds(model, remembered(sizes).sizes, dtype),
     )
     tried = halvings(sorted({sizes.micro_batch_size for sizes in starts}, reverse=True))
-    one_slot_each = dict.fromkeys(replace(sizes, gradient_slots=limits.blocks) for sizes in starts)
-    return choose([sizes for sizes in one_slot_each if sizes.micro_batch_size in tried], limits, fits, costs)
+    one_slot_each = list(dict.fromkeys(replace(sizes, gradient_slots=limits.blocks) for sizes in starts))
+    large = [sizes for sizes in one_slot_each if sizes.micro_batch_size in tried]
+    others = [sizes for sizes in one_slot_each if sizes.micro_batch_size not in tried]
+    return choose(large, limits, fits, costs) or choose(others, limits, fits, costs)
 
 
 def _first_preferred(candidates: list[Sizes], limits: Limits, plan_of: Callable[[Sizes], Plan]) -> Plan | None:
