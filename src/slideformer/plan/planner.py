@@ -3,19 +3,20 @@
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from math import ceil
 
 import torch
 
 from slideformer.memory.window import slot_numel
 from slideformer.plan.choice import Costs, Fits, Group, Limits, choose, halvings
+from slideformer.plan.feasible import Asked, Possible, of_length, one_that_fits
 from slideformer.plan.footprint import ModelSizes, Work, device_bytes, disk_bytes, host_bytes
 from slideformer.plan.offloading import fewest_on_disk
 from slideformer.plan.pace import Pace
 from slideformer.plan.pins import check_pins
 from slideformer.plan.plan import Plan, Workload
-from slideformer.plan.refusal import does_not_fit, least_demanding
+from slideformer.plan.refusal import does_not_fit
 from slideformer.plan.sizes import Sizes
 
 TARGET_TOKENS = 8192  # of a micro-batch: enough to fill a large GPU; more only costs memory
@@ -69,8 +70,39 @@ def make_plan(
         if finer := _with_smaller_shards(model, workload):
             budgets = (host_budget_bytes, device_budget_bytes, process_bytes, disk_budget_bytes)
             return make_plan(model, work, finer, dtype, *budgets, pace)
-        raise does_not_fit(least_demanding([plan_of(sizes) for sizes in candidates]), workload, plan_of)
+        asked = Asked(replace(workload, head_shards=1), host_budget_bytes, device_budget_bytes, disk_budget_bytes)
+        raise does_not_fit(asked, _possible(model, work, workload.max_length, dtype, process_bytes))
     return _copy_what_fits(chosen, workload, plan_of)
+
+
+def _possible(model: ModelSizes, work: Work, measured_length: int, dtype: torch.dtype, process_bytes: int) -> Possible:
+    """Finds a plan for other workloads and budgets, if there is one, in a fraction of the time of `make_plan`."""
+
+    @cache
+    def needed(workload: Workload, sizes: Sizes, on_device: bool) -> Plan:
+        pinned, budget = workload.pins.of(sizes, len(model.blocks)), 0 if on_device else None
+        shorter = of_length(work, workload.max_length, measured_length)
+        return _plan(pinned, model, shorter, dtype, 0, budget, None, process_bytes)
+
+    def possible(asked: Asked) -> Plan | None:
+        def plan_of(sizes: Sizes) -> Plan:
+            plan = needed(asked.workload, sizes, asked.device is not None)
+            budgets = (asked.host, asked.device, asked.disk)
+            return replace(
+                plan, host_budget_bytes=budgets[0], device_budget_bytes=budgets[1], disk_budget_bytes=budgets[2]
+            )
+
+        workload: Workload | None = asked.workload
+        limits = _limits(model, work, workload, dtype, asked.device, asked.disk)
+        while workload is not None:
+            starts = [sizes for sizes in _candidates(model, workload, dtype) if not sizes.host_boundaries]
+            found = one_that_fits(starts, limits, _fits_of(plan_of, workload), plan_of)
+            if found is not None:
+                return found
+            workload = _with_smaller_shards(model, workload)
+        return None
+
+    return possible
 
 
 def _with_smaller_shards(model: ModelSizes, workload: Workload) -> Workload | None:
@@ -124,7 +156,7 @@ def _of_the_shortest_step(
     pace: Pace,
     dtype: torch.dtype,
 ) -> Sizes | None:
-    remembered = lru_cache(maxsize=None)(plan_of)
+    remembered = cache(plan_of)
     fits, model = _fits_of(remembered, workload), plan_of(starts[0]).model
     costs = Costs(
         seconds=lambda sizes: pace.seconds(model, remembered(sizes).sizes, dtype),
