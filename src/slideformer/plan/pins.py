@@ -45,10 +45,13 @@ def pinned(workload: "Workload") -> dict[str, int]:
     return {name: value for name, value in given.items() if value is not None} | workload.pins.given()
 
 
-def check_pins(workload: "Workload", *, can_be_resident: bool, can_be_sharded: bool, has_disk: bool) -> None:
+def check_pins(
+    workload: "Workload", blocks: int, *, can_be_resident: bool, can_be_sharded: bool, has_disk: bool
+) -> None:
     """Refuse what no budget would make possible.
 
     Args:
+        blocks: of the model.
         can_be_resident: layers compute in bf16 on a device.
         can_be_sharded: the logits of a shard of the vocabulary are a slice of the whole head's.
         has_disk: there is a directory for states.
@@ -73,6 +76,12 @@ def check_pins(workload: "Workload", *, can_be_resident: bool, can_be_sharded: b
         raise ConfigError(
             f"disk_blocks: {given['disk_blocks']}, but there is no disk for them",
             "set budget.offload_dir to a directory on a fast local disk",
+        )
+    resident, on_disk = given.get("resident", 0), given.get("disk_blocks", 0)
+    if resident and on_disk and resident + on_disk > blocks:
+        raise ConfigError(
+            f"resident: {resident} and disk_blocks: {on_disk} are more than the {blocks} blocks",
+            "a block's state is in one place: make the sum at most the number of blocks",
         )
     if "gradient_slots" in given and workload.clipping:
         raise ConfigError(

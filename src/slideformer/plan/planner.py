@@ -122,14 +122,16 @@ def _limits(
     can_be_resident = device_bytes is not None and dtype == torch.bfloat16
     check_pins(
         workload,
+        n,
         can_be_resident=can_be_resident,
         can_be_sharded=model.head_shards_exactly,
         has_disk=disk is not None,
     )
+    most = n - min(pins.disk_blocks or 0, n)  # a block's state is in one place
     ends = (False, True) if can_be_resident and pinned != 0 else (False,)
     return Limits(
         blocks=n,
-        resident=(0, n if can_be_resident else 0) if pinned is None else (min(pinned, n), min(pinned, n)),
+        resident=(0, most if can_be_resident else 0) if pinned is None else (min(pinned, n), min(pinned, n)),
         ends=ends if pins.resident_ends is None else (pins.resident_ends,),
         kept=None if workload.kept is None else min(workload.kept, n),
         keeps=not workload.recompute_all,
