@@ -12,14 +12,18 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic_core import PydanticUndefined
 
 from slideformer import __version__
 from slideformer.bench.arguments import add_memory_options, case_fields, size, size_or_none
-from slideformer.config import load_config, parse_overrides, setting_fields
+from slideformer.config import Config, load_config, parse_overrides, setting_fields
 from slideformer.errors import ConfigError, SlideFormerError
 from slideformer.setting_words import expected, in_yaml
+
+if TYPE_CHECKING:
+    from slideformer.plan.rates import MachineRates
 
 RESUME = "resume_from_checkpoint"
 CONFIG_USAGE = "slideformer {} CONFIG.yaml [--key value ...]"
@@ -65,7 +69,10 @@ def _plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from slideformer.plan.rates import read_machine
     from slideformer.plan.table import NO_RATES, render
 
-    plan = plan_for(config, read_machine(arguments.machine) if arguments.machine else None)
+    machine = read_machine(arguments.machine) if arguments.machine else None
+    if arguments.batch_sizes:
+        return _plan_batch_sizes(config, arguments, machine)
+    plan = plan_for(config, machine)
     if arguments.plot:
         from slideformer.plan.plot import write_picture
 
@@ -73,6 +80,16 @@ def _plan(arguments: argparse.Namespace, overrides: list[str]) -> None:
     print(json.dumps(plan.as_json(), indent=2) if arguments.json else render(plan))
     if plan.timing is None and not arguments.json:
         print(NO_RATES)
+
+
+def _plan_batch_sizes(config: Config, arguments: argparse.Namespace, machine: "MachineRates | None") -> None:
+    from slideformer.job import plan_batch_sizes
+    from slideformer.plan.batch_table import batch_sizes_as_json, render_batch_sizes
+
+    if arguments.plot:
+        raise ConfigError("command line: --plot draws one plan", hint="leave --batch-sizes out, or --plot")
+    plans = plan_batch_sizes(config, arguments.batch_sizes, machine)
+    print(json.dumps(batch_sizes_as_json(plans), indent=2) if arguments.json else render_batch_sizes(plans))
 
 
 def _probe(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -185,6 +202,13 @@ def _parser() -> argparse.ArgumentParser:
     plan = _config_command(commands, "plan", "show the memory and the schedule a config needs; allocates nothing")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     plan.add_argument("--machine", type=Path, metavar="FILE", help="plan for the machine that `probe --json` printed")
+    plan.add_argument(
+        "--batch-sizes",
+        type=_positive,
+        nargs="+",
+        metavar="N",
+        help="a table: which batch sizes fit, and how fast each is",
+    )
     plan.add_argument("--plot", type=Path, metavar="FILE", help="draw memory and lanes over a step (.png or .svg)")
     plan.set_defaults(command=_plan)
 

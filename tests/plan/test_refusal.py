@@ -89,7 +89,7 @@ def applied(wish: Wish, remedy: str, share: float = 1.0) -> Wish:
     for part in filter(None, remedy.split(" and ")):
         key, _, value = part.partition(": ")
         if key == "budget.offload_dir":
-            (room,) = re.findall(r"with (\w+) free", value)
+            (room,) = re.findall(r"with (\S+) free", value)
             wish = replace(wish, disk=int(parse_bytes(room) * 0.95 * share))  # what a plan takes of a disk
         elif key.startswith("budget."):
             wish = replace(wish, **{key.removeprefix("budget."): int(parse_bytes(value) * share)})

@@ -77,10 +77,10 @@ def least(asked: Asked, tier: str, possible: Possible) -> Plan | None:
     def within(size: int) -> Plan | None:
         return possible(replace(asked, **{tier: size}))
 
+    if within(BOUNDLESS) is None:
+        return None
     low, high = 0, max(getattr(asked, tier) or 0, 64 * MIB)
     while (found := within(high)) is None:
-        if high >= BOUNDLESS:
-            return None
         low, high = high, 2 * high
     while high - low > max(MIB, high // NEAR):
         middle = (low + high) // 2
@@ -110,10 +110,17 @@ def _without(asked: Asked, names: tuple[str, ...]) -> Asked:
 
 
 def _saving_host_memory(asked: Asked, possible: Possible) -> Iterator[Remedy]:
-    """Without clipping, with small moments; with both if neither is enough."""
+    """Without clipping, with small moments, with a disk beside; with both if neither is enough."""
     for count in (1, 2):
         tried = [Remedy(" and ".join(words), _changed(asked, words)) for words in combinations(SAVING, count)]
         if found := [remedy for remedy in tried if possible(remedy.asked)]:
+            yield from found
+            return
+    if least(asked, "disk", possible) is not None:
+        return  # a disk alone is enough, and named with the other budgets
+    for count in (1, 2):
+        tried = [Remedy(" and ".join(words), _changed(asked, words)) for words in combinations(SAVING, count)]
+        if found := [remedy for first in tried for remedy in _more_of("disk", first.asked, possible, first.words)]:
             yield from found
             return
 
@@ -151,12 +158,16 @@ def _shorter(asked: Asked, possible: Possible) -> Iterator[Remedy]:
 def _more_memory(asked: Asked, possible: Possible) -> Iterator[Remedy]:
     """More of one tier."""
     for tier in WORDS:
-        if tier == "device" and asked.device is None:
-            continue
-        if (plan := least(asked, tier, possible)) is not None:
-            absent = tier == "disk" and asked.disk is None
-            words = _directory_words(plan) if absent else WORDS[tier](plan)
-            yield Remedy(words, replace(asked, **{tier: peak_bytes(plan, tier)}))
+        if tier != "device" or asked.device is not None:
+            yield from _more_of(tier, asked, possible)
+
+
+def _more_of(tier: str, asked: Asked, possible: Possible, beside: str = "") -> Iterator[Remedy]:
+    if (plan := least(asked, tier, possible)) is not None:
+        absent = tier == "disk" and asked.disk is None
+        words = _directory_words(plan) if absent else WORDS[tier](plan)
+        first = f"{beside} and " if beside else ""
+        yield Remedy(first + words, replace(asked, **{tier: peak_bytes(plan, tier)}))
 
 
 def _directory_words(plan: Plan) -> str:
@@ -165,19 +176,29 @@ def _directory_words(plan: Plan) -> str:
 
 
 def _several_budgets(asked: Asked, possible: Possible) -> Iterator[Remedy]:
-    """The least of each tier in turn, beside as much as one likes of those behind it, where more than one is short."""
-    tiers = [tier for tier in WORDS if getattr(asked, tier) is not None]
+    """Where more than one tier is short, as they are and with a disk if there is none."""
+    for tiers in (("disk", "device", "host"), ("device", "host", "disk")):
+        present = [tier for tier in tiers if getattr(asked, tier) is not None or tier == tiers[-1]]
+        words, changed = _least_in_turn(asked, present, possible)
+        if len(words) > 1:
+            yield Remedy(" and ".join(words), changed)
+        if asked.disk is not None:
+            return
+
+
+def _least_in_turn(asked: Asked, tiers: list[str], possible: Possible) -> tuple[list[str], Asked]:
+    """Of each tier what is given or, if need be, the least that does beside as much as one likes of those behind it."""
     wide, words = replace(asked, **dict.fromkeys(tiers, BOUNDLESS)), []
     for tier in tiers:
-        narrow = replace(wide, **{tier: getattr(asked, tier)})
+        given = getattr(asked, tier)
+        narrow = replace(wide, **{tier: 0 if given is None else given})
         if possible(narrow) is None:
             if (plan := least(wide, tier, possible)) is None:
-                return
+                return [], asked
             narrow = replace(wide, **{tier: peak_bytes(plan, tier)})
-            words.append(WORDS[tier](plan))
+            words.append(_directory_words(plan) if given is None else WORDS[tier](plan))
         wide = narrow
-    if len(words) > 1:
-        yield Remedy(" and ".join(words), wide)
+    return words, wide
 
 
 def peak_bytes(plan: Plan, tier: str) -> int:
