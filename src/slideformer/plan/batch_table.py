@@ -25,7 +25,7 @@ def render_batch_sizes(plans: Plans) -> str:
                         ("tokens/s", with_seconds)):  # fmt: skip
         if shown:
             table.add_column(name, justify="right")
-    table.add_column("bound by" if with_seconds else "on the GPU at once")
+    table.add_column("bound by" if with_seconds else "computed at once")
     for size, plan in plans.items():
         table.add_row(
             str(size), *(_cells(plan, on_gpu, on_disk, with_seconds) if isinstance(plan, Plan) else ["does not fit"])
