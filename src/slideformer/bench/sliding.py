@@ -32,6 +32,7 @@ from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.machine import Machine, disk_budget_bytes, resident_bytes
 from slideformer.plan.operations import ModelOperations, full_step
 from slideformer.plan.pace import pace_of_full_steps
+from slideformer.plan.pins import Pins
 from slideformer.plan.plan import Plan, Workload
 from slideformer.plan.planner import make_plan
 from slideformer.plan.probe import event_seconds, matmul_rate, wall_seconds
@@ -91,7 +92,7 @@ class Subject:
         case = self.case
         workload = Workload(
             sequences, case.length, case.clipping, case.micro_batch_size, case.window_depth,
-            resident=case.resident, kept=case.kept, optimizer_state=case.optimizer_state,
+            resident=case.resident, kept=case.kept, optimizer_state=case.optimizer_state, pins=Pins.named_in(case),
         )  # fmt: skip
         machine = Machine.measure(self.device)
         rates = TypeAdapter(MachineRates).validate_python(case.rates) if case.rates else cached_rates()
@@ -101,7 +102,7 @@ class Subject:
         plan = make_plan(
             model_sizes(self.decoder), measure_work(self.decoder, case.length, self.dtype), workload, self.dtype,
             case.host_budget_bytes or machine.host_bytes, machine.allocatable_bytes(case.gpu_budget_bytes),
-            resident_bytes(), disk_budget_bytes(self.offload_dir, None) if self.offload_dir else None, pace,
+            resident_bytes(), disk_budget_bytes(self.offload_dir, case.disk_budget_bytes), pace,
         )  # fmt: skip
         if pace is None:
             return plan

@@ -3,19 +3,20 @@
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from math import ceil
 
 import torch
 
-from slideformer.errors import ConfigError
 from slideformer.memory.window import slot_numel
 from slideformer.plan.choice import Costs, Fits, Group, Limits, choose, halvings
+from slideformer.plan.feasible import Asked, Possible, of_length, one_that_fits
 from slideformer.plan.footprint import ModelSizes, Work, device_bytes, disk_bytes, host_bytes
 from slideformer.plan.offloading import fewest_on_disk
 from slideformer.plan.pace import Pace
+from slideformer.plan.pins import check_pins
 from slideformer.plan.plan import Plan, Workload
-from slideformer.plan.refusal import does_not_fit, least_demanding
+from slideformer.plan.refusal import does_not_fit
 from slideformer.plan.sizes import Sizes
 
 FILE_BYTES = 2  # a parameter in published files, nearly always
@@ -51,33 +52,65 @@ def make_plan(
 
     Raises:
         DoesNotFit: with what is needed, and what would fit.
-        ConfigError: something is to be resident where nothing can be.
+        ConfigError: a size is pinned that no budget makes possible.
     """
 
     def plan_of(sizes: Sizes) -> Plan:
         budgets = (host_budget_bytes, device_budget_bytes, disk_budget_bytes)
-        return _plan(sizes, model, work, dtype, *budgets, process_bytes)
+        return _plan(workload.pins.of(sizes, len(model.blocks)), model, work, dtype, *budgets, process_bytes)
 
     limits = _limits(model, work, workload, dtype, device_budget_bytes, disk_budget_bytes)
     candidates = _candidates(model, workload, dtype)
     starts = [sizes for sizes in candidates if not sizes.host_boundaries]
     if pace is not None and device_budget_bytes is not None:
-        sizes = _of_the_shortest_step(starts, limits, plan_of, pace, dtype)
+        sizes = _of_the_shortest_step(starts, workload, limits, plan_of, pace, dtype)
         chosen = None if sizes is None else plan_of(sizes)
     else:
-        chosen = _first_preferred(candidates, limits, plan_of) or _fewest_resident(starts, limits, plan_of)
+        chosen = _first_preferred(candidates, limits, plan_of) or _fewest_resident(starts, workload, limits, plan_of)
     if chosen is None:
         if finer := _with_smaller_shards(model, workload):
             budgets = (host_budget_bytes, device_budget_bytes, process_bytes, disk_budget_bytes)
             return make_plan(model, work, finer, dtype, *budgets, pace)
-        raise does_not_fit(least_demanding([plan_of(sizes) for sizes in candidates]), workload, plan_of)
+        asked = Asked(replace(workload, head_shards=1), host_budget_bytes, device_budget_bytes, disk_budget_bytes)
+        raise does_not_fit(asked, _possible(model, work, workload.max_length, dtype, process_bytes))
     return _copy_what_fits(chosen, workload, plan_of)
+
+
+def _possible(model: ModelSizes, work: Work, measured_length: int, dtype: torch.dtype, process_bytes: int) -> Possible:
+    """Finds a plan for other workloads and budgets, if there is one, in a fraction of the time of `make_plan`."""
+
+    @cache
+    def needed(workload: Workload, sizes: Sizes, on_device: bool) -> Plan:
+        pinned, budget = workload.pins.of(sizes, len(model.blocks)), 0 if on_device else None
+        shorter = of_length(work, workload.max_length, measured_length)
+        return _plan(pinned, model, shorter, dtype, 0, budget, None, process_bytes)
+
+    def possible(asked: Asked) -> Plan | None:
+        def plan_of(sizes: Sizes) -> Plan:
+            plan = needed(asked.workload, sizes, asked.device is not None)
+            budgets = (asked.host, asked.device, asked.disk)
+            return replace(
+                plan, host_budget_bytes=budgets[0], device_budget_bytes=budgets[1], disk_budget_bytes=budgets[2]
+            )
+
+        workload: Workload | None = asked.workload
+        limits = _limits(model, work, workload, dtype, asked.device, asked.disk)
+        while workload is not None:
+            starts = [sizes for sizes in _candidates(model, workload, dtype) if not sizes.host_boundaries]
+            found = one_that_fits(starts, limits, _fits_of(plan_of, workload), plan_of)
+            if found is not None:
+                return found
+            workload = _with_smaller_shards(model, workload)
+        return None
+
+    return possible
 
 
 def _with_smaller_shards(model: ModelSizes, workload: Workload) -> Workload | None:
     """The head in twice as many shards, if they are still larger than a layer."""
     shard = model.layouts[model.head].numel // workload.head_shards
-    if not model.head_shards_exactly or shard <= slot_numel(model.block_layouts):
+    pinned = workload.pins.head_shards is not None
+    if pinned or not model.head_shards_exactly or shard <= slot_numel(model.block_layouts):
         return None
     return replace(workload, head_shards=2 * workload.head_shards)
 
@@ -86,42 +119,58 @@ def _limits(
     model: ModelSizes, work: Work, workload: Workload, dtype: torch.dtype, device_bytes: int | None, disk: int | None
 ) -> Limits:
     """What may be chosen: only what computes in bf16 on a device can be resident, as its weights are used in place."""
-    n, pinned = len(model.blocks), workload.resident
+    n, pinned, pins = len(model.blocks), workload.resident, workload.pins
     can_be_resident = device_bytes is not None and dtype == torch.bfloat16
-    if pinned and not can_be_resident:
-        raise ConfigError(
-            f"resident: {pinned}, but only what computes in bf16 on a GPU can be updated where it is",
-            "leave resident out, or set compute_dtype: bf16 and device: cuda",
-        )
+    check_pins(
+        workload,
+        n,
+        can_be_resident=can_be_resident,
+        can_be_sharded=model.head_shards_exactly,
+        has_disk=disk is not None,
+    )
+    most = n - min(pins.disk_blocks or 0, n)  # a block's state is in one place
+    ends = (False, True) if can_be_resident and pinned != 0 else (False,)
     return Limits(
         blocks=n,
-        resident=(0, n if can_be_resident else 0) if pinned is None else (min(pinned, n), min(pinned, n)),
-        ends=(False, True) if can_be_resident and pinned != 0 else (False,),
+        resident=(0, most if can_be_resident else 0) if pinned is None else (min(pinned, n), min(pinned, n)),
+        ends=ends if pins.resident_ends is None else (pins.resident_ends,),
         kept=None if workload.kept is None else min(workload.kept, n),
         keeps=not workload.recompute_all,
-        keeps_outputs=not workload.recompute_all and work.kept_outputs_bytes > 0,
-        offloads=disk is not None,
+        keeps_outputs=not workload.recompute_all and work.kept_outputs_bytes > 0 and pins.kept_outputs is None,
+        offloads=disk is not None and pins.disk_blocks != 0,
+    )
+
+
+def _fits_of(plan_of: Callable[[Sizes], Plan], workload: Workload) -> Fits:
+    """What is pinned to the disk is not chosen where host memory is short, so the disk is asked with it."""
+    pinned = workload.pins.disk_blocks is not None
+    return Fits(
+        device=lambda sizes: plan_of(sizes).fits_device,
+        host=lambda sizes: plan_of(sizes).fits_host and (not pinned or plan_of(sizes).fits_disk),
+        disk=lambda sizes: plan_of(sizes).fits_disk,
     )
 
 
 def _of_the_shortest_step(
-    starts: list[Sizes], limits: Limits, plan_of: Callable[[Sizes], Plan], pace: Pace, dtype: torch.dtype
+    starts: list[Sizes],
+    workload: Workload,
+    limits: Limits,
+    plan_of: Callable[[Sizes], Plan],
+    pace: Pace,
+    dtype: torch.dtype,
 ) -> Sizes | None:
-    remembered = lru_cache(maxsize=None)(plan_of)
-    fits = Fits(
-        device=lambda sizes: remembered(sizes).fits_device,
-        host=lambda sizes: remembered(sizes).fits_host,
-        disk=lambda sizes: remembered(sizes).fits_disk,
-    )
-    model = plan_of(starts[0]).model
+    remembered = cache(plan_of)
+    fits, model = _fits_of(remembered, workload), plan_of(starts[0]).model
     costs = Costs(
-        seconds=lambda sizes: pace.seconds(model, sizes, dtype),
-        least_seconds=lambda sizes: pace.least_seconds(model, sizes, dtype),
-        beside_seconds=lambda sizes: pace.beside_seconds(model, sizes, dtype),
+        seconds=lambda sizes: pace.seconds(model, remembered(sizes).sizes, dtype),
+        least_seconds=lambda sizes: pace.least_seconds(model, remembered(sizes).sizes, dtype),
+        beside_seconds=lambda sizes: pace.beside_seconds(model, remembered(sizes).sizes, dtype),
     )
     tried = halvings(sorted({sizes.micro_batch_size for sizes in starts}, reverse=True))
-    one_slot_each = dict.fromkeys(replace(sizes, gradient_slots=limits.blocks) for sizes in starts)
-    return choose([sizes for sizes in one_slot_each if sizes.micro_batch_size in tried], limits, fits, costs)
+    one_slot_each = list(dict.fromkeys(replace(sizes, gradient_slots=limits.blocks) for sizes in starts))
+    large = [sizes for sizes in one_slot_each if sizes.micro_batch_size in tried]
+    others = [sizes for sizes in one_slot_each if sizes.micro_batch_size not in tried]
+    return choose(large, limits, fits, costs) or choose(others, limits, fits, costs)
 
 
 def _first_preferred(candidates: list[Sizes], limits: Limits, plan_of: Callable[[Sizes], Plan]) -> Plan | None:
@@ -154,13 +203,11 @@ def _spend_on_residents(plan: Plan, limits: Limits, plan_of: Callable[[Sizes], P
     return plan
 
 
-def _fewest_resident(starts: list[Sizes], limits: Limits, plan_of: Callable[[Sizes], Plan]) -> Plan | None:
+def _fewest_resident(
+    starts: list[Sizes], workload: Workload, limits: Limits, plan_of: Callable[[Sizes], Plan]
+) -> Plan | None:
     """Where host memory and disk do not hold the states: on the device what has to be there."""
-    fits = Fits(
-        lambda sizes: plan_of(sizes).fits_device,
-        lambda sizes: plan_of(sizes).fits_host,
-        lambda sizes: plan_of(sizes).fits_disk,
-    )
+    fits = _fits_of(plan_of, workload)
     for group in (Group(start, ends, limits, fits) for start in starts for ends in limits.ends):
         for resident in group.fewest():
             return _keep_what_fits(plan_of(group.candidates(resident)[0]), limits, plan_of)
