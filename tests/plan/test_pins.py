@@ -39,7 +39,7 @@ def pinned_plan(pace: Pace | None, gpu: str | None = "8GiB", disk: str | None = 
     ],
     ids=str,
 )
-def test_what_is_pinned_stays(pins: dict[str, int], pace: Pace | None):
+def test_what_is_pinned_stays(pins: dict[str, Any], pace: Pace | None):
     chosen = pinned_plan(pace, **pins)
     assert {name: getattr(chosen.sizes, name) for name in pins} == pins
     assert chosen.fits_device and chosen.fits_host and chosen.fits_disk
@@ -59,7 +59,7 @@ def test_of_blocks_there_are_at_most_all():
     ],
 )
 def test_a_pin_that_does_not_fit_is_refused_with_its_numbers(
-    pins: dict[str, int], memory: dict[str, str], message: str, pace: Pace | None
+    pins: dict[str, Any], memory: dict[str, str], message: str, pace: Pace | None
 ):
     with pytest.raises(DoesNotFit, match=message) as caught:
         pinned_plan(pace, **memory, **pins)
@@ -78,7 +78,7 @@ def test_a_pin_that_does_not_fit_is_refused_with_its_numbers(
         ({"head_shards": 2}, {}, "head_shards: 2, but a shard of this head"),
     ],
 )
-def test_what_no_budget_makes_possible(pins: dict[str, int], given: dict[str, Any], message: str):
+def test_what_no_budget_makes_possible(pins: dict[str, Any], given: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         plan(**{"disk": "1TiB", "clipping": False, "resident": None, **given, "pins": Pins(**pins)})
 

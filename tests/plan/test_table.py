@@ -1,6 +1,7 @@
 """The table names every tier's buffers, their sum and the budget."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from made_up_plans import plan
@@ -43,15 +44,15 @@ def choices(text: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("pins", [{}, {"kept_outputs": 2, "host_boundaries": 5}, {"gradient_slots": 3}])
-def test_choices_are_listed_by_the_names_that_pin_them(pins: dict[str, int]):
+def test_choices_are_listed_by_the_names_that_pin_them(pins: dict[str, Any]):
     asked = {"clipping": False, "resident": 2, "kept": 1, "disk": "64GiB"}
     chosen = plan(**asked, pins=Pins(**pins))
     found = choices(render(chosen))
     assert set(found) <= set(Config.model_fields) and found["resident"] == "2/12" and found["window_depth"] == "3"
     assert all(found[name].split("/")[0] == str(value) for name, value in pins.items())
     names = ("kept_outputs", "host_boundaries", "disk_blocks", "gradient_slots")
-    again = Pins(**{name: int(found[name].split("/")[0]) for name in names})
-    assert plan(**asked, pins=again).sizes == chosen.sizes
+    again: dict[str, Any] = {name: int(found[name].split("/")[0]) for name in names}
+    assert plan(**asked, pins=Pins(**again)).sizes == chosen.sizes
 
 
 def test_what_cannot_be_chosen_is_not_listed():
