@@ -11,7 +11,8 @@ from made_up_timings import MODEL
 
 from slideformer.errors import ConfigError, DoesNotFit
 from slideformer.plan.pace import Pace, pace_of_full_steps
-from slideformer.plan.pins import Pins, pinned
+from slideformer.plan.pin_check import pinned
+from slideformer.plan.pins import Pins
 from slideformer.plan.plan import Plan, Workload
 from slideformer.settings.config import Config
 

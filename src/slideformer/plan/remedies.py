@@ -8,7 +8,7 @@ from typing import Any
 from slideformer.plan.choice import last
 from slideformer.plan.feasible import Asked, Possible
 from slideformer.plan.machine import DEVICE_MARGIN, DISK_MARGIN
-from slideformer.plan.pins import pinned
+from slideformer.plan.pin_check import pinned
 from slideformer.plan.plan import Plan
 from slideformer.units import MIB, TIB, size_that_holds
 
