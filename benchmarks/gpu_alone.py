@@ -20,8 +20,8 @@ from unittest.mock import patch
 
 import torch
 import transformers
+from machine_rates import rates_of
 from shapes import SHAPES
-from step import rates_of
 
 from slideformer.bench.case import Case
 from slideformer.bench.sliding import Subject, enforce

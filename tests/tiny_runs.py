@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from tiny_models import VOCAB
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Trainer, get_scheduler
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, get_scheduler
 
 from slideformer.cli import main
 from slideformer.data.batches import Batch, collate
@@ -190,3 +190,12 @@ def differences(one: States, other: States) -> list[str]:
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+
+
+def answer_of(saved: Path, prompt: str) -> str:
+    """The greedy answer as anyone would get it."""
+    model: Any = AutoModelForCausalLM.from_pretrained(saved)
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+    return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)

@@ -10,10 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny_model, save_tiny_tokenizer
-from tiny_runs import Run, batch_at, make_records, mean_loss, read_run, write_config, write_records
+from tiny_runs import Run, answer_of, batch_at, make_records, mean_loss, read_run, write_config, write_records
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     EarlyStoppingCallback,
     TrainerControl,
     TrainerState,
@@ -202,15 +201,6 @@ SAMPLES = {"sample_prompts": PROMPTS, "sample_max_new_tokens": 6}
 
 def samples(directory: Path) -> list[Sample]:
     return read_log(directory / "out/samples.jsonl", Sample)
-
-
-def answer_of(saved: Path, prompt: str) -> str:
-    """The greedy answer as anyone would get it."""
-    model: Any = AutoModelForCausalLM.from_pretrained(saved)
-    tokenizer = AutoTokenizer.from_pretrained(saved)
-    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-    output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
-    return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
 
 
 def test_prompts_are_answered_before_and_after_training(

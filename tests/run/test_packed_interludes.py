@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from run.test_evaluation import answer_of
 from safetensors.torch import load_file
 from tiny_models import save_tiny_model, save_tiny_tokenizer
 from tiny_runs import (
     Run,
+    answer_of,
     as_int32,
     batch_at,
     make_records,
