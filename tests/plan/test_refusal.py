@@ -131,6 +131,13 @@ def test_a_batch_that_is_a_tenth_larger_than_named_does_not_fit(seed: int):
             assert more >= wish.workload["batch_size"] or applied(wish, f"batch_size: {more}").refusal()
 
 
+def test_disk_and_host_memory_are_both_too_small_for_what_is_pinned():
+    wish = Wish(900 * MIB, 4096 * MIB, 100 * MIB, {"pins": Pins(disk_blocks=12), "clipping": False})
+    error = wish.refusal()
+    assert error is not None and "blocks on disk, which needs" in error.message
+    assert all(applied(wish, remedy).plan() for remedy in remedies(error))
+
+
 def test_every_kind_of_remedy_is_among_them():
     found = [error for _, error in map(refused, SEEDS) if error]
     words = " ".join(remedy for error in found for remedy in remedies(error))

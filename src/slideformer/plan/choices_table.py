@@ -28,7 +28,8 @@ def _always(plan: "Plan") -> Iterator[tuple[str, str, str]]:
     sizes = plan.sizes
     times = f", {sizes.micro_batches} times a step" if sizes.micro_batches > 1 else ": the whole step"
     yield "micro_batch_size", str(sizes.micro_batch_size), f"sequences computed at once{times}"
-    yield "window_depth", str(sizes.window_depth), "blocks whose weights are there at once"
+    where = "ready" if plan.device_budget_bytes is None else "on the GPU"
+    yield "window_depth", str(sizes.window_depth), f"blocks whose weights are {where} at once"
 
 
 def _on_gpu(plan: "Plan") -> Iterator[tuple[str, str, str]]:

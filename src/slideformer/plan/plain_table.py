@@ -8,9 +8,9 @@ from rich.table import Table
 WIDTH = 100
 
 
-def plain_table(**options: bool) -> Table:
+def plain_table() -> Table:
     """An empty table without lines."""
-    return Table(box=None, pad_edge=False, show_edge=False, **options)  # type: ignore[arg-type]  # all are flags
+    return Table(box=None, pad_edge=False, show_edge=False)
 
 
 def as_text(table: Table, width: int = WIDTH) -> str:

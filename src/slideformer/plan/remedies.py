@@ -47,20 +47,31 @@ def remedies(asked: Asked, possible: Possible) -> list[Remedy]:
 def _asks_for_less(other: Asked, asked: Asked, possible: Possible) -> bool:
     """Of the tier that is short."""
     tier, plan = shortage(asked, possible)
-    less = least(replace(other, host=BOUNDLESS) if tier == "device" else other, tier, possible)
+    beside = _boundless_beside(other, tier) if least(other, tier, possible) is None else other
+    less = least(beside, tier, possible)
     return less is not None and peak_bytes(less, tier) < 0.95 * peak_bytes(plan, tier)
 
 
 def shortage(asked: Asked, possible: Possible) -> tuple[str, Plan]:
-    """The tier that is short whatever the others hold, and a plan with the least of it."""
-    wide = replace(asked, host=BOUNDLESS)
-    if asked.device is not None and possible(wide) is None and (plan := least(wide, "device", possible)) is not None:
-        return "device", plan
+    """The tier that is short whatever the others hold, and a plan with the least of it; if more of either the disk or
+    host memory is enough, the disk."""
+    for tier in ("device", "disk"):
+        wide = _boundless_beside(asked, tier)
+        if getattr(asked, tier) is not None and possible(wide) is None:
+            plan = least(wide, tier, possible)
+            assert plan is not None
+            return tier, plan
     if asked.disk is not None and (plan := least(asked, "disk", possible)) is not None:
         return "disk", plan
     plan = least(asked, "host", possible)
     assert plan is not None
     return "host", plan
+
+
+def _boundless_beside(asked: Asked, tier: str) -> Asked:
+    """Host memory, and for the device also the disk, if there is one."""
+    disk = BOUNDLESS if tier == "device" and asked.disk is not None else asked.disk
+    return replace(asked, host=BOUNDLESS, disk=disk)
 
 
 def _changes(asked: Asked, possible: Possible) -> Iterator[Remedy]:

@@ -31,7 +31,7 @@ def render(plan: "Plan") -> str:
 
 
 def _tables(plan: "Plan") -> str:
-    table = plain_table(show_footer=True)
+    table = plain_table()
     for column in ("tier", "what", "bytes", "budget"):
         table.add_column(column, justify="right" if column in ("bytes", "budget") else "left")
     if plan.device_budget_bytes is not None:
