@@ -65,6 +65,7 @@ class LayerWindow:
         self.depth = min(depth, len(layouts))
         # Ordered by when they were released: the first free slot is the one that was let go longest ago.
         self._slots = [Slot(torch.empty(numel, dtype=dtype, device=lanes.device)) for _ in range(self.depth)]
+        self._waiting: list[Slot] = []  # fetched and not submitted, in the order in which they are used
 
     @staticmethod
     def bytes_needed(layouts: Sequence[FlatLayout], depth: int, dtype: torch.dtype) -> int:
@@ -78,10 +79,9 @@ class LayerWindow:
         slot = self._find(i) or self._evict()
         if slot.layer != i:
             slot.layer, slot.ready = i, None
+            self._waiting.append(slot)
         slot.held = True
-        for waiting in self._slots:
-            if waiting.held and waiting.ready is None and self._fresh(waiting.layer):
-                self._submit(waiting)
+        self._submit_fresh()
 
     def layer(self, i: int) -> dict[str, Tensor]:
         """The weights of layer i by name, for computation submitted from here until `release(i)`.
@@ -96,7 +96,9 @@ class LayerWindow:
             raise LayerNotFetched(f"layer {i} was used but not fetched; the window holds {self.holds()}")
         if slot.ready is None:
             self._wait_fresh(i)
+            self._waiting.remove(slot)
             self._submit(slot)
+            self._submit_fresh()
         assert slot.ready is not None
         self._lanes.compute.wait(slot.ready)
         if i not in slot.views:
@@ -110,9 +112,13 @@ class LayerWindow:
         slot = self._find(i)
         if slot is None or not slot.held:
             raise LayerNotFetched(f"layer {i} was released but not fetched; the window holds {self.holds()}")
+        if slot in self._waiting:  # nothing of it was copied
+            self._waiting.remove(slot)
+            slot.layer = EMPTY
         slot.free, slot.held = self._lanes.compute.record(), False
         self._slots.remove(slot)
         self._slots.append(slot)
+        self._submit_fresh()
 
     def invalidate(self, i: int) -> None:
         """Layer i's weights are about to change: what the window holds of them is no longer to be used."""
@@ -138,6 +144,11 @@ class LayerWindow:
         if not free:
             raise LayerNotFetched(f"all {self.depth} slots are held (layers {self.holds()}): a layer was not released")
         return next((slot for slot in free if slot.layer == EMPTY), free[0])
+
+    def _submit_fresh(self) -> None:
+        """In the order of use: a copy may have to wait for its slot, and those behind it on the lane wait with it."""
+        while self._waiting and self._fresh(self._waiting[0].layer):
+            self._submit(self._waiting.pop(0))
 
     def _submit(self, slot: Slot) -> None:
         if slot.free is not None:
