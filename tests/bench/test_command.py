@@ -1,6 +1,7 @@
 """`slideformer bench`: a process a case, a table, a file."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +57,15 @@ def test_a_value_that_is_none_is_told_as_such(option, value, message, capsys):
     with pytest.raises(SystemExit) as end:
         main(["bench", "tiny", option, value])
     assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_case_that_does_not_fit_says_what_would(tmp_path, capsys):
+    words = [*ARGUMENTS, "--sequences", "2", "--host-budget", "1MiB"]
+    assert main(["bench", "tiny", *words]) == 1
+    printed = capsys.readouterr().out
+    assert "2 x 16 -: host memory needs" in printed and "budget.host: " in printed and "Traceback" not in printed
+
+
+def test_an_unknown_model_is_told_with_the_shapes(capsys):
+    assert main(["trace", str(Path("no") / "such" / "model"), *ARGUMENTS]) == 1
+    assert "or a shape: tiny, " in capsys.readouterr().err

@@ -22,6 +22,7 @@ from slideformer.engine.measure import measure_work, model_sizes
 from slideformer.engine.operations import count_operations
 from slideformer.engine.random_weights import random_weights
 from slideformer.engine.step_result import StepResult
+from slideformer.errors import ConfigError, SlideFormerError
 from slideformer.kernels.liger import apply_liger, choose_kernels
 from slideformer.lanes.lanes import Lanes, lanes_for
 from slideformer.lanes.measured import BusySpans, measured, take_spans
@@ -168,7 +169,12 @@ class Subject:
 
 def model_config(model: str) -> Any:
     """The configuration of a shape, or of a model directory or hub id."""
-    return SHAPES[model]() if model in SHAPES else read_config(resolve(model))
+    if model in SHAPES:
+        return SHAPES[model]()
+    try:
+        return read_config(resolve(model))
+    except ConfigError as error:
+        raise ConfigError(error.message, f"{error.hint}; or a shape: {', '.join(SHAPES)}") from None
 
 
 def measured_matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -199,5 +205,13 @@ def _bytes(device: torch.device, plan: Plan) -> dict[str, Any]:
     return result
 
 
+def measure_or_say(case: Case) -> dict[str, Any]:
+    """What `measure` returns; of an error that says what to do, that instead of a traceback."""
+    try:
+        return measure(case)
+    except SlideFormerError as error:
+        return {"error": str(error)}
+
+
 if __name__ == "__main__":
-    print(json.dumps(measure(Case(**json.loads(sys.argv[1])))))
+    print(json.dumps(measure_or_say(Case(**json.loads(sys.argv[1])))))

@@ -222,8 +222,12 @@ def _host_words(plan: Plan) -> str:
 
 
 def _device_words(plan: Plan) -> str:
+    return f"budget.gpu: {gpu_budget_for(plan.device_peak_bytes)}"
+
+
+def gpu_budget_for(size_bytes: int) -> str:
     """The budget of which, less the margin for fragments, so much is left."""
-    return f"budget.gpu: {size_that_holds(int(plan.device_peak_bytes / (1 - DEVICE_MARGIN)) + 1)}"
+    return size_that_holds(int(size_bytes / (1 - DEVICE_MARGIN)) + 1)
 
 
 def _disk_words(plan: Plan) -> str:
