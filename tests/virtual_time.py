@@ -1,9 +1,9 @@
 """The engine in virtual time: its own order of work, waits and worker, on a machine whose every speed is given.
 
-Work runs when it is submitted, as on inline lanes, so values are right; beside that, clocks tell when it would have run.
-A lane starts an entry behind what is on it, what it waits for, and the host's submission. The host takes no time of its
-own, and waits where the engine waits. The worker takes the update it would take at its own time; what an update changes is
-seen by the host from the time on at which it ends.
+Work runs when it is submitted, as on inline lanes, so values are right; beside that, clocks tell when it would have
+run. A lane starts an entry behind what is on it, what it waits for, and the host's submission. The host takes no time
+of its own, and waits where the engine waits. The worker takes the update it would take at its own time; what an update
+changes is seen by the host from the time on at which it ends.
 """
 
 from collections.abc import Callable
@@ -47,10 +47,10 @@ class VirtualTime:
         self.update_seconds = update
         self.spans: list[Span] = []
         self.worker: VirtualWorker | None = None
-        lanes = [TimedLane(self, name, of) for name, of in (("compute", compute), ("h2d", h2d), ("d2h", d2h))]
-        self.compute, self.h2d, self.d2h = lanes
-        update_lane = TimedLane(self, "update", lambda *_: 0.0)
-        self.lanes = Lanes(torch.device("cpu"), *lanes, update_lane, self._start_worker)
+        self.compute = TimedLane(self, "compute", compute)
+        copies = TimedLane(self, "h2d", h2d), TimedLane(self, "d2h", d2h)
+        updates = TimedLane(self, "update", lambda *_: 0.0)
+        self.lanes = Lanes(torch.device("cpu"), self.compute, *copies, updates, self._start_worker)
 
     def _start_worker(self, name: str, work: Callable[[], bool]) -> "VirtualWorker":
         self.worker = VirtualWorker(self, name, work)
@@ -90,7 +90,7 @@ class TimedFence:
 
 @dataclass
 class VirtualWorker:
-    """Takes one update after the other, at its own time; `taken` is one that the host's time has not seen the end of."""
+    """Takes one update after the other, at its own time; `taken` is one of which the host has not seen the end."""
 
     time: VirtualTime
     name: str
@@ -130,21 +130,24 @@ class VirtualWorker:
     def _take(self, latest: float) -> bool:
         """The next update, if it is taken by then; the worker begins to wait for one that has not landed at once."""
         self.time.running = self.clock
-        before = self.clock.now
         update = self.updates._choose()
         if update is None:
-            self.clock.now = max(before, min(latest, self.time.host.now))
+            self.clock.now = max(self.clock.now, min(latest, self.time.host.now))
+            update = self.updates._choose()
+        if update is not None and update.step.max_norm is not None and update.step.norm is None:
+            self.clock.now = max(self.clock.now, *(self._landed(u) for u in self.updates._pending))
             update = self.updates._choose()
         self.time.running = self.time.host
         if update is None:
             return False
-        step = update.step
-        waits_for = [update] if step.max_norm is None or step.norm is not None else self.updates._pending
-        landed = max(gradient.landed.at for u in waits_for for gradient in u.gradients) if any(u.gradients for u in waits_for) else 0.0  # type: ignore[attr-defined]
-        start = max(self.clock.now, landed)
+        start = max(self.clock.now, self._landed(update))
         self.taken, self.ends = update, start + self.time.update_seconds(update)
         self.time.spans.append(Span("adamw", update.unit, start, self.ends))
         return True
+
+    @staticmethod
+    def _landed(update: Update) -> float:
+        return max((gradient.landed.at for gradient in update.gradients), default=0.0)  # type: ignore[attr-defined]
 
     def _finish(self) -> None:
         taken, self.taken = self.taken, None

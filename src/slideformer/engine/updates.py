@@ -189,15 +189,18 @@ class Updates:
 
     def _work(self) -> bool:
         self._tell_records()
-        with self._lock:
-            update = self._choose()
+        update = self._next()
         if update is None:
             return False
-        step = update.step
-        if step.max_norm is not None and step.norm is None:
-            self._read_norm(step)
+        if update.step.max_norm is not None and update.step.norm is None:
+            self._read_norm(update.step)
+            update = self._next() or update  # by now others have landed, too, which are needed first
         self._run(update)
         return True
+
+    def _next(self) -> Update | None:
+        with self._lock:
+            return self._choose()
 
     def _choose(self) -> Update | None:
         """The next update to run: the one needed first among those that can run; else the one submitted first.

@@ -122,6 +122,7 @@ class Player:
     fresh: dict[str, float] = field(default_factory=dict)
     pending: list[Pending] = field(default_factory=list)
     occupied: int = 0  # gradient slots of blocks whose update has not run
+    host: float = 0.0  # where the host is: it waits for a slot, and submits nothing meanwhile
     disk: DiskQueue = field(init=False)
 
     def __post_init__(self) -> None:
@@ -178,7 +179,7 @@ class Player:
             if k >= w.depth and i >= w.resident:
                 there = self._run("h2d", f"fetch {i}", w.fetch[i], released[k - w.depth])
             staged = left[k - STAGING] if k >= STAGING else 0.0
-            released.append(self._run("compute", f"backward {i}", w.backward[i], loaded, there, staged))
+            released.append(self._run("compute", f"backward {i}", w.backward[i], loaded, there, staged, self.host))
             left.append(released[-1] if i < w.resident else self._send_block(i, released[-1]))
         landed = self._run("d2h", "send rows", 0.0, released[-1])
         self._submit("embedding", w.update_rows, BEFORE_BLOCKS, landed)
@@ -186,8 +187,8 @@ class Player:
         return self.free["compute"]
 
     def _send_block(self, i: int, computed: float) -> float:
-        w, room = self.work, self._wait_for_slot()
-        landed = self._run("d2h", f"send {i}", w.send[i], computed, room)
+        w, self.host = self.work, max(self.host, self._wait_for_slot())
+        landed = self._run("d2h", f"send {i}", w.send[i], computed, self.host)
         self._submit(f"block {i}", w.update[i], i, landed, w.read[i], w.write[i])
         return landed
 
