@@ -39,7 +39,7 @@ def main() -> None:
         config = load_config(path)
         if config.model in SHAPE_OF_MODEL:
             path.write_text(with_plan(path.read_text(encoding="utf-8"), plan_of(config)), encoding="utf-8")
-            print(f"{path}\n{plan_of(config)}\n")
+            print(f"{path}\n{render(plan_of(config))}\n")
 
 
 def plan_of(config: Config) -> Plan:
@@ -71,7 +71,7 @@ def estimate(
 
 def with_plan(text: str, plan: Plan) -> str:
     """`text` with the plan in its comments, in place of the one there or behind the first block of comments."""
-    lines = [part for line in render(plan).splitlines() for part in wrap(line, 118, drop_whitespace=False)]
+    lines = [part for line in render(plan).splitlines() for part in wrap(line, 118, drop_whitespace=False) or [""]]
     block = TITLE + "".join(f"# {line}".rstrip() + "\n" for line in lines) + END
     if START in text:
         before, _, rest = text.partition(START)

@@ -67,6 +67,20 @@ def test_an_engine_from_a_directory_trains_and_saves(model: Path, tmp_path: Path
     assert all(torch.equal(value, weights[name]) for name, value in loaded.named_parameters() if name in weights)
 
 
+def test_an_engine_s_sizes_can_be_pinned(model: Path, tmp_path: Path):
+    with slideformer.Engine.from_pretrained(
+        model, batch_size=4, max_length=24, device="cpu", parity_check=False, kept=1, offload_dir=tmp_path,
+        micro_batch_size=2, pins=slideformer.Pins(host_boundaries=1, disk_blocks=1),
+    ) as engine:  # fmt: skip
+        sizes = engine.sizes
+        assert (sizes.kept, sizes.host_boundaries, sizes.disk_blocks, sizes.micro_batch_size) == (1, 1, 1, 2)
+        assert engine.train_step(batch_at(RECORDS, 4, 0), HYPER, max_norm=1.0).loss > 0
+    with pytest.raises(ConfigError, match="resident: 1, but only what computes in bf16 on a GPU"):
+        slideformer.Engine.from_pretrained(
+            model, batch_size=4, max_length=24, device="cpu", parity_check=False, resident=1
+        )
+
+
 def test_an_engine_that_does_not_fit_says_what_would(model: Path):
     with pytest.raises(DoesNotFit, match="host memory needs"):
         slideformer.Engine.from_pretrained(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from slideformer.listeners.run_directory import read_log, read_metrics
     from slideformer.listeners.transformers_callbacks import HuggingFaceListener
     from slideformer.optim.adamw import AdamWStep
+    from slideformer.plan.pins import Pins
     from slideformer.prepare.job import plan_for
     from slideformer.run.saving import export
     from slideformer.run.trainer import Trainer
@@ -40,6 +41,7 @@ _MODULES = {
     "EvalStats": "listeners.metrics",
     "HuggingFaceListener": "listeners.transformers_callbacks",
     "Listener": "listeners.events",
+    "Pins": "plan.pins",
     "RunRecord": "listeners.metrics",
     "Sample": "listeners.metrics",
     "SlideFormerError": "errors",
@@ -63,6 +65,7 @@ __all__ = [
     "EvalStats",
     "HuggingFaceListener",
     "Listener",
+    "Pins",
     "RunRecord",
     "Sample",
     "SlideFormerError",

@@ -39,6 +39,16 @@ def gib_that_hold(size_bytes: int) -> str:
     return f"{-(-size_bytes // GIB)}GiB"
 
 
+def size_that_holds(size_bytes: int) -> str:
+    """3_000_000_000 -> '2.8GiB', 300_000_000 -> '287MiB': a budget that is not too small, and hardly too large."""
+    if size_bytes > 100 * GIB:
+        return gib_that_hold(size_bytes)
+    if size_bytes <= GIB:
+        return f"{-(-size_bytes // MIB)}MiB"
+    parts = 10 if size_bytes > 10 * GIB else 100
+    return f"{math.ceil(size_bytes * parts / GIB) / parts:g}GiB"
+
+
 def format_seconds(seconds: float) -> str:
     """75 -> '1:15', 4000 -> '1:06:40'; what is no number of seconds, or a sum too large to be one, -> '?'."""
     if not math.isfinite(seconds):

@@ -20,7 +20,8 @@ wrong or crashes.
 
 - **exact**: trained as plain PyTorch trains it. The numbers are the largest differences of a loss (relative, at most
   1e-05), of a gradient of the first step (relative to the largest of its parameter, at most 1e-04), and of a weight
-  after the last step (at most 1e-05, or as far as plain fp32 training is from fp64, where rounding grows faster).
+  after the last step (at most 1e-05, or where rounding grows faster, as in Gemma 4, as far as plain fp32 training is
+  from plain fp64 training, which then stands beside it).
 - **refused**: `slideformer train` refuses the model with this reason, before anything is loaded.
 - **not buildable**: with transformers' own defaults there is no tiny model to compare with. The check before the first
   step of a run is made with *your* model's configuration, and decides then.

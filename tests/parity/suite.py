@@ -64,7 +64,8 @@ def check(model_type: str) -> Outcome:
         compared = compare(model, Decoder(tiny, torch.device("cpu")), STEPS)
     except UnsupportedModel as refusal:
         return Outcome(model_type, "refused", refusal.message)
-    detail = f"{compared.loss_error:.0e} | {compared.gradient_error:.0e} | {compared.weight_error:.0e}"
+    beyond = f" (fp32 from fp64: {compared.rounding:.0e})" if compared.rounding else ""
+    detail = f"{compared.loss_error:.0e} | {compared.gradient_error:.0e} | {compared.weight_error:.0e}{beyond}"
     if compared.exact:
         return Outcome(model_type, "exact", detail)
     return Outcome(model_type, "wrong", f"{detail} | {compared.worst}")

@@ -1,5 +1,6 @@
 """A sample of docs/models.md holds, and the page knows every type. `make parity` checks all of them."""
 
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,6 +35,13 @@ def test_the_page_knows_every_type_and_nothing_is_wrong():
     assert list(results.values()).count("exact") >= 150
     if version("transformers") == written_with:
         assert sorted(results) == all_types()
+
+
+def test_weights_beyond_the_tolerance_say_how_far_plain_rounding_goes():
+    rows = re.findall(r"^\| \S+ \| \S+ \| \S+ \| (\d\S+)(?: \(fp32 from fp64: (\S+)\))? \|$", PAGE.read_text(), re.M)
+    assert len(rows) >= 150
+    assert all(float(weights) <= (float(rounding) if rounding else 1e-5) for weights, rounding in rows)
+    assert any(rounding for _, rounding in rows)
 
 
 def test_a_page_is_read_as_it_was_written(tmp_path: Path):

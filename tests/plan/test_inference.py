@@ -1,5 +1,6 @@
 """The plan of generation: all prompts at once if they fit, then the deepest window."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,8 @@ from made_up_plans import model_of
 from slideformer.errors import DoesNotFit
 from slideformer.plan.footprint import KeyValueSizes
 from slideformer.plan.inference import InferencePlan, InferenceWork, plan_inference
-from slideformer.units import GIB, MIB
+from slideformer.plan.machine import DEVICE_MARGIN
+from slideformer.units import GIB, MIB, parse_bytes
 
 MODEL = model_of()
 CACHE = KeyValueSizes(token_bytes=8 * 1024, fixed_bytes=0, layer_token_bytes=1024)
@@ -46,7 +48,9 @@ def test_keys_and_values_grow_with_prompts_and_tokens():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(DoesNotFit, match="of GPU memory, and its budget is 1.0 MiB"):
+    with pytest.raises(DoesNotFit, match="of GPU memory, and its budget is 1.0 MiB") as caught:
         plan(MIB)
+    (least,) = re.findall(r"give budget.gpu at least (\S+)", caught.value.hint)
+    assert plan(int(parse_bytes(least) * (1 - DEVICE_MARGIN)))
     with pytest.raises(DoesNotFit, match="of host memory"):
         plan(1000 * GIB, host=MIB)

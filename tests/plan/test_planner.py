@@ -180,25 +180,23 @@ def test_a_block_on_disk_takes_ten_bytes_a_parameter_and_leaves_two():
 def test_too_little_disk():
     error = refusal(host="2500MiB", disk="100MiB")
     assert re.match(
-        r"host memory does with optimizer state of \d+ of 12 blocks on disk, which needs .* budget is 100 MiB",
+        r"host memory does with optimizer state of \d+ of 12 blocks .*on disk, which needs .* budget is 100 MiB",
         error.message,
     )
-    wanted = re.search(r"give budget.disk at least (\d+GiB)", error.hint)
-    assert wanted is not None and plan(host="2500MiB", disk=wanted[1])
+    assert plan(host="2500MiB", disk=asked_for("budget.disk", error))
 
 
 def test_too_little_host_memory_even_with_a_disk():
     error = refusal(host="1GiB", disk="1TiB")
-    wanted = re.search(r"give budget.host at least (\d+GiB)", error.hint)
-    assert wanted is not None and plan(host=wanted[1], disk="1TiB")
+    assert plan(host=asked_for("budget.host", error), disk="1TiB")
     assert "offload_dir" not in error.hint
 
 
 def test_a_disk_is_offered_where_it_would_do():
     error = refusal(host="2500MiB")
-    wanted = re.search(r"set budget.offload_dir to a fast local disk with (\d+GiB) free", error.hint)
+    wanted = re.search(r"budget.offload_dir: a directory on a fast local disk with (\S+) free", error.hint)
     assert wanted is not None and plan(host="2500MiB", disk=wanted[1])
-    assert "offload_dir" not in refusal(host="1GiB").hint
+    assert "\n  budget.offload_dir" not in refusal(host="1GiB").hint  # not by itself
 
 
 # ---- refusals
@@ -210,23 +208,11 @@ def test_too_little_host_memory():
         r"host memory needs [34]\.\d GiB, and its budget is 3\.0 GiB; largest: weights and optimizer state",
         error.message,
     )
-    assert "max_grad_norm: null saves up to" in error.hint and "parameters (this one has 0.18B)" in error.hint
+    assert "\n  max_grad_norm: null\n" in error.hint and "\n  optimizer_state: bf16\n" in error.hint
 
 
-def test_what_would_fit_fits():
-    error = refusal(host="2GiB")
-    wanted = re.search(r"give budget.host at least (\d+GiB)", error.hint)
-    assert wanted is not None and plan(host=wanted[1])
-    (parameters,) = re.findall(r"at most ([\d.]+)B parameters", error.hint)
-    assert 0 < float(parameters) < 0.18
-
-
-def test_the_hint_names_what_would_save_memory_and_is_not_set_already():
+def test_what_is_set_already_is_not_named():
     assert "max_grad_norm" not in refusal(host="2GiB", clipping=False).hint
-    assert re.search(
-        r"\(max_grad_norm: null saves up to .* MiB and optimizer_state: bf16 saves up to 701 MiB\)",
-        refusal(host="1GiB").hint,
-    )
     hint = refusal(host="1GiB", clipping=False, optimizer_state="bf16").hint
     assert "max_grad_norm" not in hint and "optimizer_state" not in hint
 
@@ -234,15 +220,19 @@ def test_the_hint_names_what_would_save_memory_and_is_not_set_already():
 def test_too_little_device_memory():
     error = refusal(gpu="300MiB")
     assert re.match(r"the GPU needs \d+ MiB, and its budget is 300 MiB; largest: \w+", error.message)
-    assert error.hint.startswith("lower max_length, or give budget.gpu at least ")
-    wanted = re.search(r"at least (\d+GiB)", error.hint)
-    assert wanted is not None and plan(gpu=wanted[1])
+    assert plan(gpu=asked_for("budget.gpu", error))
 
 
 def test_pinned_sizes_that_do_not_fit_are_to_be_unpinned():
-    error = refusal(gpu="3GiB", micro_batch_size=32, window_depth=12)
-    assert error.hint.startswith("leave micro_batch_size and window_depth to the planner, or give budget.gpu")
-    assert plan(gpu="3GiB")
+    error = refusal(gpu="2GiB", micro_batch_size=32, window_depth=12)
+    assert "\n  leave micro_batch_size to the planner\n" in error.hint  # the window does not stand in the way
+    assert plan(gpu="2GiB", window_depth=12)
+
+
+def asked_for(budget: str, error: DoesNotFit) -> str:
+    """The size of the remedy that is this budget alone."""
+    (size,) = re.findall(rf"^\s*{budget}: (\w[\w.]*)$", f"  {error.hint}", re.MULTILINE)
+    return size
 
 
 def test_boundaries_stay_on_the_device_when_only_the_host_is_short():

@@ -64,6 +64,14 @@ def test_seconds_choose_the_plan_and_the_config_pins_it(config: Path):
     assert "updated on the GPU, where their state stays" in render(chosen)
 
 
+def test_the_config_pins_what_the_plan_shows_as_its_sizes(config: Path, tmp_path: Path):
+    pins = {"host_boundaries": 1, "kept_outputs": 1, "disk_blocks": 1, "gradient_slots": 2, "resident_ends": True}
+    words = [f"--{name}={str(value).lower()}" for name, value in pins.items()]
+    given = ["--max_grad_norm=null", "--resident=0", f"--budget.offload_dir={tmp_path}", *words]
+    plan = plan_for(load_config(config, given), machine())
+    assert {name: getattr(plan.sizes, name) for name in pins} == pins
+
+
 def test_the_type_is_the_machine_s_or_the_config_s():
     assert dtype_there(machine(), "auto", "auto") == torch.bfloat16
     assert dtype_there(machine(gpu=False), "auto", "auto") == torch.float32

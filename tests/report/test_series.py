@@ -49,4 +49,4 @@ def test_smoothing_does_not_lag_behind_a_slope():
 
 
 def test_short_runs_are_not_smoothed():
-    assert [smoothing_span(count) for count in (5, 19, 20, 5000)] == [0, 0, 10, 50]
+    assert [smoothing_span(count) for count in (5, 49, 50, 5000)] == [0, 0, 10, 50]

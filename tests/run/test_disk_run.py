@@ -114,3 +114,9 @@ def test_the_engine_takes_a_disk_from_python(runs: Runs):
     ) as engine:
         assert engine.origin is not None and engine.origin.plan.disk_budget_bytes
         assert engine.sizes.disk_blocks == 0  # there is room
+
+
+def test_blocks_can_be_put_there_though_memory_would_hold_them(runs: Runs):
+    budget = {"offload_dir": str(runs.directory / "offload")}
+    assert runs.train("pinned", budget, disk_blocks=3) == runs.train("whole", {})
+    assert runs.on_disk("pinned") == 3

@@ -14,9 +14,10 @@ class Case:
         model: a name of `SHAPES`, or a model directory or hub id, of which only the configuration is read.
         sequences, length: of a step.
         steps, warm_up: that count, and that are done before.
-        gpu_budget_bytes, host_budget_bytes: None: what is free.
+        gpu_budget_bytes, host_budget_bytes, disk_budget_bytes: None: what is free.
         micro_batch_size, window_depth, threads: None: chosen.
         resident, kept: blocks whose state stays on the GPU, and of which nothing is recomputed; None: chosen.
+        resident_ends, kept_outputs, host_boundaries, disk_blocks, gradient_slots, head_shards: as in `Pins`.
         offload_dir: where states may go that host memory does not hold; None: nowhere.
         rates: a machine's, as `slideformer probe --json` prints them; None: this one's, if it was probed.
         matmul_flops: of this machine per second, sustained; None: measured first.
@@ -37,7 +38,14 @@ class Case:
     device: Literal["auto", "cuda", "cpu"] = "auto"
     resident: int | None = None
     kept: int | None = None
+    resident_ends: bool | None = None
+    kept_outputs: int | None = None
+    host_boundaries: int | None = None
+    disk_blocks: int | None = None
+    gradient_slots: int | None = None
+    head_shards: int | None = None
     offload_dir: str | None = None
+    disk_budget_bytes: int | None = None
     rates: dict[str, Any] | None = None
     matmul_flops: float | None = None
 

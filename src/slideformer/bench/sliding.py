@@ -22,6 +22,7 @@ from slideformer.engine.measure import measure_work, model_sizes
 from slideformer.engine.operations import count_operations
 from slideformer.engine.random_weights import random_weights
 from slideformer.engine.step_result import StepResult
+from slideformer.errors import ConfigError, SlideFormerError
 from slideformer.kernels.liger import apply_liger, choose_kernels
 from slideformer.lanes.lanes import Lanes, lanes_for
 from slideformer.lanes.measured import BusySpans, measured, take_spans
@@ -32,6 +33,7 @@ from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.machine import Machine, disk_budget_bytes, resident_bytes
 from slideformer.plan.operations import ModelOperations, full_step
 from slideformer.plan.pace import pace_of_full_steps
+from slideformer.plan.pins import Pins
 from slideformer.plan.plan import Plan, Workload
 from slideformer.plan.planner import make_plan
 from slideformer.plan.probe import event_seconds, matmul_rate, wall_seconds
@@ -91,7 +93,7 @@ class Subject:
         case = self.case
         workload = Workload(
             sequences, case.length, case.clipping, case.micro_batch_size, case.window_depth,
-            resident=case.resident, kept=case.kept, optimizer_state=case.optimizer_state,
+            resident=case.resident, kept=case.kept, optimizer_state=case.optimizer_state, pins=Pins.named_in(case),
         )  # fmt: skip
         machine = Machine.measure(self.device)
         rates = TypeAdapter(MachineRates).validate_python(case.rates) if case.rates else cached_rates()
@@ -101,7 +103,7 @@ class Subject:
         plan = make_plan(
             model_sizes(self.decoder), measure_work(self.decoder, case.length, self.dtype), workload, self.dtype,
             case.host_budget_bytes or machine.host_bytes, machine.allocatable_bytes(case.gpu_budget_bytes),
-            resident_bytes(), disk_budget_bytes(self.offload_dir, None) if self.offload_dir else None, pace,
+            resident_bytes(), disk_budget_bytes(self.offload_dir, case.disk_budget_bytes), pace,
         )  # fmt: skip
         if pace is None:
             return plan
@@ -167,7 +169,12 @@ class Subject:
 
 def model_config(model: str) -> Any:
     """The configuration of a shape, or of a model directory or hub id."""
-    return SHAPES[model]() if model in SHAPES else read_config(resolve(model))
+    if model in SHAPES:
+        return SHAPES[model]()
+    try:
+        return read_config(resolve(model))
+    except ConfigError as error:
+        raise ConfigError(error.message, f"{error.hint}; or a shape: {', '.join(SHAPES)}") from None
 
 
 def measured_matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -198,5 +205,13 @@ def _bytes(device: torch.device, plan: Plan) -> dict[str, Any]:
     return result
 
 
+def measure_or_say(case: Case) -> dict[str, Any]:
+    """What `measure` returns; of an error that says what to do, that instead of a traceback."""
+    try:
+        return measure(case)
+    except SlideFormerError as error:
+        return {"error": str(error)}
+
+
 if __name__ == "__main__":
-    print(json.dumps(measure(Case(**json.loads(sys.argv[1])))))
+    print(json.dumps(measure_or_say(Case(**json.loads(sys.argv[1])))))

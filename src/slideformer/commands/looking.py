@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
+from slideformer.bench.arguments import size
 from slideformer.commands.arguments import Commands, config_command, no_overrides, not_negative, positive, probability
 from slideformer.errors import ConfigError
 from slideformer.settings.config import load_config
-from slideformer.units import parse_bytes
 
 
 def add_commands(commands: Commands) -> None:
@@ -48,7 +48,9 @@ def _generate_command(commands: Commands) -> None:
     command.add_argument("--raw", action="store_true", help="without the chat template")
     command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="where layers compute")
     command.add_argument("--compute_dtype", choices=("auto", "bf16", "fp32"), default="auto", help="as in a config")
-    command.add_argument("--budget.gpu", dest="gpu", metavar="SIZE", help="GPU memory it may use, such as 8GiB")
+    command.add_argument(
+        "--budget.gpu", dest="gpu", type=size, metavar="SIZE", help="GPU memory it may use, such as 8GiB"
+    )
     command.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the model")
     command.set_defaults(command=_generate)
 
@@ -73,12 +75,11 @@ def _generate(arguments: argparse.Namespace, overrides: list[str]) -> None:
         raise ConfigError("command line: there is no prompt", hint='add --prompt "...", or --prompts FILE')
     if not arguments.temperature and (arguments.top_p or arguments.top_k):
         raise ConfigError("command line: nothing is drawn at temperature 0", hint="add --temperature 0.7, for example")
-    budget = parse_bytes(arguments.gpu) if arguments.gpu else None
     from slideformer.generation import Request, generate
 
     names = ("model", "max_new_tokens", "temperature", "top_p", "top_k", "seed", "raw", "device", "compute_dtype")
     chosen = {name: getattr(arguments, name) for name in (*names, "trust_remote_code")}
-    generate(Request(**chosen, prompts=arguments.prompts or arguments.prompt, gpu_budget_bytes=budget))
+    generate(Request(**chosen, prompts=arguments.prompts or arguments.prompt, gpu_budget_bytes=arguments.gpu))
 
 
 def _export(arguments: argparse.Namespace, overrides: list[str]) -> None:

@@ -5,9 +5,9 @@ import json
 import sys
 from pathlib import Path
 
+from slideformer.bench.arguments import add_memory_options, case_fields, size_or_none
 from slideformer.commands.arguments import Commands, no_overrides, positive
 from slideformer.errors import SlideFormerError
-from slideformer.units import parse_bytes
 
 
 def add_commands(commands: Commands) -> None:
@@ -20,27 +20,35 @@ def add_commands(commands: Commands) -> None:
     probe.set_defaults(command=_probe)
 
     bench = _measuring_command(commands, "bench", "measure training steps on this machine, random weights and tokens")
-    bench.add_argument("--sequences", type=positive, nargs="+", default=[8, 32], help="of a step (default: 8 32)")
-    bench.add_argument("--gpu-budget", nargs="+", default=["none"], metavar="SIZE", help="sizes such as 24GiB, or none")
+    bench.add_argument(
+        "--sequences", type=positive, nargs="+", default=[8, 32], metavar="N", help="sequences a step (default: 8 32)"
+    )
+    bench.add_argument(
+        "--gpu-budget", type=size_or_none, nargs="+", default=[None], metavar="SIZE",
+        help="GPU memory it may use, such as 24GiB; none (default): what is free",
+    )  # fmt: skip
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     bench.set_defaults(command=_bench)
 
     trace = _measuring_command(commands, "trace", "record what runs when in a few steps, and say where the time went")
-    trace.add_argument("--sequences", type=positive, default=8, help="of a step (default: 8)")
-    trace.add_argument("--gpu-budget", metavar="SIZE", help="GPU memory it may use, such as 24GiB")
-    trace.add_argument("--out", type=Path, default=Path("trace.json"), help="for Perfetto (default: trace.json)")
+    trace.add_argument("--sequences", type=positive, default=8, metavar="N", help="sequences a step (default: 8)")
+    trace.add_argument("--gpu-budget", type=size_or_none, metavar="SIZE", help="GPU memory it may use, such as 24GiB")
+    trace.add_argument(
+        "--out", type=Path, default=Path("trace.json"), metavar="FILE", help="the trace (default: trace.json)"
+    )
     trace.set_defaults(command=_trace)
 
 
 def _measuring_command(commands: Commands, name: str, summary: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=summary, allow_abbrev=False)
     command.add_argument("model", metavar="MODEL", help="a shape such as qwen3-4b, a model directory, or a hub id")
-    command.add_argument("--length", type=positive, default=1024, help="tokens of a sequence (default: 1024)")
-    command.add_argument("--steps", type=positive, default=3, help="that count (default: 3)")
-    command.add_argument("--warm-up", type=positive, default=2, help="steps done before (default: 2)")
+    command.add_argument("--length", type=positive, default=1024, metavar="N", help="tokens a sequence (default: 1024)")
+    command.add_argument("--steps", type=positive, default=3, metavar="N", help="measured steps (default: 3)")
+    command.add_argument("--warm-up", type=positive, default=2, metavar="N", help="steps before them (default: 2)")
     command.add_argument("--clip", action="store_true", help="clip gradients: updates wait for the norm")
-    command.add_argument("--threads", type=positive, help="of the CPU optimizer (default: chosen)")
+    command.add_argument("--threads", type=positive, metavar="N", help="of AdamW on the CPU (default: chosen)")
     command.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="where layers compute")
+    add_memory_options(command)
     return command
 
 
@@ -60,12 +68,10 @@ def _probe(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _bench(arguments: argparse.Namespace, overrides: list[str]) -> None:
     no_overrides(overrides)
-    budgets = [None if budget == "none" else parse_bytes(budget) for budget in arguments.gpu_budget]
     from slideformer.bench.case import Case
     from slideformer.bench.command import bench
 
-    names = ("model", "length", "steps", "warm_up", "device", "threads")
-    shared = {name: getattr(arguments, name) for name in names} | {"clipping": arguments.clip}
+    shared, budgets = case_fields(arguments), arguments.gpu_budget
     cases = [Case(**shared, sequences=n, gpu_budget_bytes=b) for n in arguments.sequences for b in budgets]
     results = bench(cases, arguments.json)
     if all("error" in result for result in results):
@@ -74,10 +80,8 @@ def _bench(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 def _trace(arguments: argparse.Namespace, overrides: list[str]) -> None:
     no_overrides(overrides)
-    budget = parse_bytes(arguments.gpu_budget) if arguments.gpu_budget else None
     from slideformer.bench.case import Case
     from slideformer.bench.trace import trace
 
-    names = ("model", "sequences", "length", "steps", "warm_up", "device", "threads")
-    shared = {name: getattr(arguments, name) for name in names}
-    print(trace(Case(**shared, clipping=arguments.clip, gpu_budget_bytes=budget), arguments.out))
+    of_one = {"sequences": arguments.sequences, "gpu_budget_bytes": arguments.gpu_budget}
+    print(trace(Case(**case_fields(arguments), **of_one), arguments.out))

@@ -19,6 +19,7 @@ from slideformer.models.stream_in import stream_in
 from slideformer.models.stream_out import stream_out
 from slideformer.plan.machine import Machine, disk_budget_bytes, resident_bytes
 from slideformer.plan.pace import Pace, pace_of_full_steps
+from slideformer.plan.pins import Pins
 from slideformer.plan.plan import Plan, Workload
 from slideformer.plan.planner import make_plan
 from slideformer.plan.rates import cached_rates
@@ -64,6 +65,9 @@ class Engine(core.Engine):
         offload_dir: str | Path | None = None,
         micro_batch_size: int | None = None,
         window_depth: int | None = None,
+        resident: int | None = None,
+        kept: int | None = None,
+        pins: Pins | None = None,
         device: Literal["auto", "cuda", "cpu"] = "auto",
         compute_dtype: Literal["auto", "bf16", "fp32"] = "auto",
         optimizer_state: OptimizerState = "fp32",
@@ -81,7 +85,8 @@ class Engine(core.Engine):
             clipping: whether `max_norm` will be used; without, gradients need not wait in host memory.
             gpu_budget, host_budget, disk_budget: bytes, or "8GiB"; None: what is free.
             offload_dir: directory on a fast local disk for what does not fit in host memory; None: there is no disk.
-            micro_batch_size, window_depth: as the settings of these names; None: chosen.
+            micro_batch_size, window_depth, resident, kept: as the settings of these names; None: chosen.
+            pins: the same of further sizes, such as `Pins(disk_blocks=4)`.
             device: "auto", "cuda" (which includes ROCm) or "cpu".
             compute_dtype: "auto" (bf16 on an accelerator, else fp32), "bf16" or "fp32".
             optimizer_state: type of AdamW's stored moments, "fp32" or, stochastically rounded, "bf16".
@@ -92,12 +97,20 @@ class Engine(core.Engine):
             parity_check: train a tiny copy of the model both ways first.
 
         Raises:
-            DoesNotFit: with what would fit.
+            DoesNotFit: with what would fit, also where a pinned size does not.
             UnsupportedModel, WeightsError, ConfigError: why the model cannot be trained or read.
         """
         workload = Workload(
-            batch_size, max_length, clipping, micro_batch_size, window_depth, optimizer_state=optimizer_state
-        )  # fmt: skip
+            batch_size,
+            max_length,
+            clipping,
+            micro_batch_size,
+            window_depth,
+            optimizer_state=optimizer_state,
+            resident=resident,
+            kept=kept,
+            pins=pins or Pins(),
+        )
         offload_dir = None if offload_dir is None else Path(offload_dir)
         disk_bytes = disk_budget_bytes(offload_dir, _bytes(disk_budget))
         where, dtype = device_and_dtype(device, compute_dtype)

@@ -11,6 +11,7 @@ from slideformer.memory.weights import LayerWeights
 from slideformer.memory.window import LayerWindow
 from slideformer.plan.footprint import LOGIT_BYTES, KeyValueSizes, ModelSizes
 from slideformer.plan.planner import TARGET_TOKENS
+from slideformer.plan.remedies import gpu_budget_for
 from slideformer.plan.sizes import InferenceSizes
 from slideformer.units import format_bytes
 
@@ -137,7 +138,7 @@ def _does_not_fit(plan: InferencePlan) -> DoesNotFit:
     if budget is not None and device > budget:
         return DoesNotFit(
             f"generation needs {format_bytes(device)} of GPU memory, and its budget is {format_bytes(budget)}",
-            "shorten the prompt or max_new_tokens, or give budget.gpu more",
+            f"shorten the prompt or max_new_tokens, or give budget.gpu at least {gpu_budget_for(device)}",
         )
     return DoesNotFit(
         f"the model needs {format_bytes(sum(plan.host.values()))} of host memory, and "

@@ -1,14 +1,12 @@
-"""How much goes to disk: as little as makes the rest fit in host memory, and what is said where that is not enough."""
+"""How much goes to disk: as little as makes the rest fit in host memory."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from slideformer.errors import DoesNotFit
 from slideformer.memory.record_ring import BUFFERS
 from slideformer.plan.sizes import Sizes
-from slideformer.units import format_bytes, gib_that_hold
 
 if TYPE_CHECKING:
     from slideformer.plan.plan import Plan
@@ -72,16 +70,6 @@ def _first_that_fits(tried: Sequence[Sizes], plan_of: "PlanOf") -> "Plan":
     return plan_of(tried[low])
 
 
-def disk_is_full(plan: "Plan") -> DoesNotFit:
-    """Host memory would do with what the disk cannot hold."""
-    assert plan.disk_budget_bytes is not None
-    return DoesNotFit(
-        f"host memory does with {what_is_on_disk(plan)} on disk, which needs "
-        f"{format_bytes(plan.disk_peak_bytes)}, and the disk's budget is {format_bytes(plan.disk_budget_bytes)}",
-        f"give budget.disk at least {gib_that_hold(plan.disk_peak_bytes)}, or an offload_dir with more room",
-    )
-
-
 def what_is_on_disk(plan: "Plan") -> str:
     """In words; empty if nothing is."""
     sizes, blocks = plan.sizes, len(plan.model.blocks)
@@ -92,13 +80,3 @@ def what_is_on_disk(plan: "Plan") -> str:
     }
     *others, last = [words for words, count in parts.items() if count] or [""]
     return f"{', '.join(others)} and {last}" if others else last
-
-
-def offer(plan: "Plan", plan_of: "PlanOf") -> str:
-    """What a disk would change, for the hint of a plan that has none and does not fit in host memory."""
-    buffered = (plan_of(replace(plan.sizes, disk_buffers=count)) for count in DISK_BUFFERS)
-    tried = (fewest_on_disk(each, plan_of, Reach.WEIGHTS) for each in buffered)
-    with_disk = next((each for each in tried if each.fits_host), None)
-    if plan.disk_budget_bytes is not None or with_disk is None:
-        return ""
-    return f", set budget.offload_dir to a fast local disk with {gib_that_hold(with_disk.disk_peak_bytes)} free"

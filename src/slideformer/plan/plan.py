@@ -1,9 +1,10 @@
 """What is asked for, and what was decided."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from slideformer.plan.footprint import ModelSizes
+from slideformer.plan.pins import Pins
 from slideformer.plan.sizes import OptimizerState, Sizes
 from slideformer.plan.timing import StepTiming
 
@@ -22,6 +23,7 @@ class Workload:
         kept: blocks whose forward is kept whole.
         saves_in_background: spend host memory that is left on copies of states, to write checkpoints from.
         head_shards: as in `Sizes`; the planner doubles it where nothing fits.
+        pins: further sizes that are given.
     """
 
     batch_size: int
@@ -35,6 +37,7 @@ class Workload:
     kept: int | None = None
     saves_in_background: bool = False
     head_shards: int = 1
+    pins: Pins = field(default_factory=Pins)
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,15 @@ from math import ceil
 
 import torch
 
-from slideformer.errors import ConfigError
 from slideformer.memory.window import slot_numel
 from slideformer.plan.choice import Costs, Fits, Group, Limits, choose, halvings
+from slideformer.plan.feasible import Asked, Possible, of_length, one_that_fits
 from slideformer.plan.footprint import ModelSizes, Work, device_bytes, disk_bytes, host_bytes
 from slideformer.plan.offloading import Reach, fewest_on_disk, reaches
 from slideformer.plan.pace import Pace
+from slideformer.plan.pins import check_pins
 from slideformer.plan.plan import Plan, Workload
-from slideformer.plan.refusal import does_not_fit, least_demanding
+from slideformer.plan.refusal import does_not_fit
 from slideformer.plan.sizes import Sizes
 
 FILE_BYTES = 2  # a parameter in published files, nearly always
@@ -52,13 +53,14 @@ def make_plan(
 
     Raises:
         DoesNotFit: with what is needed, and what would fit.
-        ConfigError: something is to be resident where nothing can be.
+        ConfigError: a size is pinned that no budget makes possible.
     """
 
     @cache  # tried again with each kind on disk
     def plan_of(sizes: Sizes) -> Plan:
         budgets = (host_budget_bytes, device_budget_bytes, disk_budget_bytes)
-        return _plan(sizes, model, work, dtype, *budgets, process_bytes)
+        pinned = workload.pins.of(sizes, len(model.blocks))
+        return _plan(pinned, model, work, dtype, *budgets, process_bytes)
 
     workloads = list(_in_shards(model, workload))
     for reach, asked in product(reaches(disk_budget_bytes), workloads):
@@ -66,21 +68,51 @@ def make_plan(
         candidates = _candidates(model, asked, dtype)
         starts = [sizes for sizes in candidates if not sizes.host_boundaries]
         if pace is not None and device_budget_bytes is not None:
-            sizes = _of_the_shortest_step(starts, limits, plan_of, pace, dtype)
+            sizes = _of_the_shortest_step(starts, asked, limits, plan_of, pace, dtype)
             chosen = None if sizes is None else plan_of(sizes)
         else:
-            chosen = _first_preferred(candidates, limits, plan_of) or _fewest_resident(starts, limits, plan_of)
+            chosen = _first_preferred(candidates, limits, plan_of) or _fewest_resident(starts, asked, limits, plan_of)
         if chosen is not None:
             return _copy_what_fits(chosen, asked, plan_of)
-    candidates = _candidates(model, workloads[-1], dtype)
-    raise does_not_fit(least_demanding([plan_of(sizes) for sizes in candidates]), workloads[-1], plan_of)
+    budgets = Asked(workload, host_budget_bytes, device_budget_bytes, disk_budget_bytes)
+    raise does_not_fit(budgets, _possible(model, work, workload.max_length, dtype, process_bytes))
+
+
+def _possible(model: ModelSizes, work: Work, measured_length: int, dtype: torch.dtype, process_bytes: int) -> Possible:
+    """Finds a plan for other workloads and budgets, if there is one, in a fraction of the time of `make_plan`."""
+
+    @cache
+    def needed(workload: Workload, sizes: Sizes, on_device: bool) -> Plan:
+        pinned, budget = workload.pins.of(sizes, len(model.blocks)), 0 if on_device else None
+        shorter = of_length(work, workload.max_length, measured_length)
+        return _plan(pinned, model, shorter, dtype, 0, budget, None, process_bytes)
+
+    def possible(asked: Asked) -> Plan | None:
+        def plan_of(sizes: Sizes) -> Plan:
+            plan = needed(asked.workload, sizes, asked.device is not None)
+            return replace(
+                plan,
+                host_budget_bytes=asked.host,
+                device_budget_bytes=asked.device,
+                disk_budget_bytes=asked.disk,
+            )
+
+        limits = _limits(model, work, asked.workload, dtype, asked.device, reaches(asked.disk)[-1])
+        for workload in _in_shards(model, asked.workload):
+            starts = [sizes for sizes in _candidates(model, workload, dtype) if not sizes.host_boundaries]
+            if found := one_that_fits(starts, limits, _fits_of(plan_of, workload), plan_of):
+                return found
+        return None
+
+    return possible
 
 
 def _in_shards(model: ModelSizes, workload: Workload) -> Iterator[Workload]:
     """The head whole, then in twice as many shards each time, as long as these are larger than a layer."""
     yield workload
     shard = model.layouts[model.head].numel // workload.head_shards
-    if model.head_shards_exactly and shard > slot_numel(model.block_layouts):
+    pinned = workload.pins.head_shards is not None
+    if not pinned and model.head_shards_exactly and shard > slot_numel(model.block_layouts):
         yield from _in_shards(model, replace(workload, head_shards=2 * workload.head_shards))
 
 
@@ -88,37 +120,47 @@ def _limits(
     model: ModelSizes, work: Work, workload: Workload, dtype: torch.dtype, device_bytes: int | None, reach: Reach
 ) -> Limits:
     """What may be chosen: only what computes in bf16 on a device can be resident, as its weights are used in place."""
-    n, pinned = len(model.blocks), workload.resident
+    n, pinned, pins = len(model.blocks), workload.resident, workload.pins
     can_be_resident = device_bytes is not None and dtype == torch.bfloat16
-    if pinned and not can_be_resident:
-        raise ConfigError(
-            f"resident: {pinned}, but only what computes in bf16 on a GPU can be updated where it is",
-            "leave resident out, or set compute_dtype: bf16 and device: cuda",
-        )
+    check_pins(
+        workload,
+        n,
+        can_be_resident=can_be_resident,
+        can_be_sharded=model.head_shards_exactly,
+        has_disk=reach != Reach.NOTHING,
+    )
+    most = n - min(pins.disk_blocks or 0, n)  # a block's state is in one place
+    ends = (False, True) if can_be_resident and pinned != 0 else (False,)
     return Limits(
         blocks=n,
-        resident=(0, n if can_be_resident else 0) if pinned is None else (min(pinned, n), min(pinned, n)),
-        ends=(False, True) if can_be_resident and pinned != 0 else (False,),
+        resident=(0, most if can_be_resident else 0) if pinned is None else (min(pinned, n), min(pinned, n)),
+        ends=ends if pins.resident_ends is None else (pins.resident_ends,),
         kept=None if workload.kept is None else min(workload.kept, n),
         keeps=not workload.recompute_all,
-        keeps_outputs=not workload.recompute_all and work.kept_outputs_bytes > 0,
+        keeps_outputs=not workload.recompute_all and work.kept_outputs_bytes > 0 and pins.kept_outputs is None,
         reach=reach,
     )
 
 
 def _of_the_shortest_step(
-    starts: list[Sizes], limits: Limits, plan_of: Callable[[Sizes], Plan], pace: Pace, dtype: torch.dtype
+    starts: list[Sizes],
+    workload: Workload,
+    limits: Limits,
+    plan_of: Callable[[Sizes], Plan],
+    pace: Pace,
+    dtype: torch.dtype,
 ) -> Sizes | None:
-    fits = _fits_of(plan_of)
-    model = plan_of(starts[0]).model
+    fits, model = _fits_of(plan_of, workload), plan_of(starts[0]).model
     costs = Costs(
-        seconds=lambda sizes: pace.seconds(model, sizes, dtype),
-        least_seconds=lambda sizes: pace.least_seconds(model, sizes, dtype),
-        beside_seconds=lambda sizes: pace.beside_seconds(model, sizes, dtype),
+        seconds=lambda sizes: pace.seconds(model, plan_of(sizes).sizes, dtype),
+        least_seconds=lambda sizes: pace.least_seconds(model, plan_of(sizes).sizes, dtype),
+        beside_seconds=lambda sizes: pace.beside_seconds(model, plan_of(sizes).sizes, dtype),
     )
     tried = halvings(sorted({sizes.micro_batch_size for sizes in starts}, reverse=True))
-    one_slot_each = dict.fromkeys(replace(sizes, gradient_slots=limits.blocks) for sizes in starts)
-    return choose([sizes for sizes in one_slot_each if sizes.micro_batch_size in tried], limits, fits, costs)
+    one_slot_each = list(dict.fromkeys(replace(sizes, gradient_slots=limits.blocks) for sizes in starts))
+    large = [sizes for sizes in one_slot_each if sizes.micro_batch_size in tried]
+    others = [sizes for sizes in one_slot_each if sizes.micro_batch_size not in tried]
+    return choose(large, limits, fits, costs) or choose(others, limits, fits, costs)
 
 
 def _first_preferred(candidates: list[Sizes], limits: Limits, plan_of: Callable[[Sizes], Plan]) -> Plan | None:
@@ -151,19 +193,23 @@ def _spend_on_residents(plan: Plan, limits: Limits, plan_of: Callable[[Sizes], P
     return plan
 
 
-def _fewest_resident(starts: list[Sizes], limits: Limits, plan_of: Callable[[Sizes], Plan]) -> Plan | None:
+def _fewest_resident(
+    starts: list[Sizes], workload: Workload, limits: Limits, plan_of: Callable[[Sizes], Plan]
+) -> Plan | None:
     """Where host memory and disk do not hold the states: on the device what has to be there."""
-    fits = _fits_of(plan_of)
+    fits = _fits_of(plan_of, workload)
     for group in (Group(start, ends, limits, fits) for start in starts for ends in limits.ends):
         for resident in group.fewest():
             return _keep_what_fits(plan_of(group.candidates(resident)[0]), limits, plan_of)
     return None
 
 
-def _fits_of(plan_of: Callable[[Sizes], Plan]) -> Fits:
+def _fits_of(plan_of: Callable[[Sizes], Plan], workload: Workload) -> Fits:
+    """What is pinned to the disk is not chosen where host memory is short, so the disk is asked with it."""
+    pinned = workload.pins.on_disk
     return Fits(
         device=lambda sizes: plan_of(sizes).fits_device,
-        host=lambda sizes: plan_of(sizes).fits_host,
+        host=lambda sizes: plan_of(sizes).fits_host and (not pinned or plan_of(sizes).fits_disk),
         disk=lambda sizes: plan_of(sizes).fits_disk,
     )
 

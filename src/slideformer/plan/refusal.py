@@ -1,65 +1,38 @@
-"""What is said where nothing fits: what is needed, the largest parts of it, and what would change that."""
-
-from dataclasses import replace
-from typing import TYPE_CHECKING
+"""What is said where nothing fits: what is needed, the largest parts of it, and the closest configurations that do."""
 
 from slideformer.errors import DoesNotFit
-from slideformer.plan.offloading import DISK_BUFFERS, Reach, disk_is_full, fewest_on_disk, offer
-from slideformer.units import format_bytes, gib_that_hold
-
-if TYPE_CHECKING:
-    from slideformer.plan.offloading import PlanOf
-    from slideformer.plan.plan import Plan, Workload
+from slideformer.plan.feasible import Asked, Possible
+from slideformer.plan.offloading import what_is_on_disk
+from slideformer.plan.remedies import Remedy, remedies, shortage
+from slideformer.units import format_bytes
 
 
-def least_demanding(plans: "list[Plan]") -> "Plan":
-    """Of the plans that the device can hold, that with the least host memory; if there is none, the smallest there."""
-    on_device = [plan for plan in plans if plan.fits_device]
-    if on_device:
-        return min(on_device, key=lambda plan: plan.host_peak_bytes)
-    return min(plans, key=lambda plan: (plan.device_peak_bytes, plan.host_peak_bytes))
+def does_not_fit(asked: Asked, possible: Possible) -> DoesNotFit:
+    """The refusal, with what was found to fit."""
+    return DoesNotFit(_reason(asked, possible), _hint(remedies(asked, possible)))
 
 
-def does_not_fit(plan: "Plan", workload: "Workload", plan_of: "PlanOf") -> DoesNotFit:
-    """The refusal, from the least demanding plan without a disk."""
-    budget = plan.device_budget_bytes
-    if budget is not None and not plan.fits_device:
-        pinned = [key for key in ("micro_batch_size", "window_depth", "resident", "kept") if getattr(workload, key)]
-        remedy = f"leave {' and '.join(pinned)} to the planner" if pinned else "lower max_length"
-        return DoesNotFit(
-            f"the GPU needs {format_bytes(plan.device_peak_bytes)}, and its budget is {format_bytes(budget)}; "
-            f"largest: {_largest(max(plan.device.values(), key=lambda phase: sum(phase.values())))}",
-            f"{remedy}, or give budget.gpu at least {gib_that_hold(plan.device_peak_bytes)}",
+def _reason(asked: Asked, possible: Possible) -> str:
+    """The tier that is short, the least that would do, and what takes the most of it."""
+    tier, plan = shortage(asked, possible)
+    if tier == "device":
+        assert asked.device is not None
+        phase = max(plan.device.values(), key=lambda phase: sum(phase.values()))
+        return _needs("the GPU needs", plan.device_peak_bytes, asked.device, phase)
+    if tier == "disk":
+        assert asked.disk is not None
+        return (
+            f"host memory does with {what_is_on_disk(plan)} on disk, which needs "
+            f"{format_bytes(plan.disk_peak_bytes)}, and the disk's budget is {format_bytes(asked.disk)}"
         )
-    other = offer(plan, plan_of)
-    if plan.disk_budget_bytes is not None:
-        one_buffer = plan_of(replace(plan.sizes, disk_buffers=DISK_BUFFERS[-1]))
-        with_disk = fewest_on_disk(one_buffer, plan_of, Reach.WEIGHTS)
-        if with_disk.fits_host:
-            return disk_is_full(with_disk)
-        plan = min(plan, with_disk, key=lambda plan: plan.host_peak_bytes)
-    savings = {
-        "max_grad_norm: null": plan.host.get("gradients", 0) if workload.clipping else 0,
-        "optimizer_state: bf16": 4 * plan.model.trained_parameters if workload.optimizer_state == "fp32" else 0,
-    }
-    smaller = _parameters_that_fit(plan) / 1e9
-    model = f", or train a model of at most {smaller:.2f}B parameters (this one has {plan.model.parameters / 1e9:.2f}B)"
-    less = " and ".join(f"{setting} saves up to {format_bytes(size)}" for setting, size in savings.items() if size)
-    without = f" ({less})" if less else ""
-    return DoesNotFit(
-        f"host memory needs {format_bytes(plan.host_peak_bytes)}, and its budget is "
-        f"{format_bytes(plan.host_budget_bytes)}; largest: {_largest(plan.host)}",
-        f"give budget.host at least {gib_that_hold(plan.host_peak_bytes)}{without}{other}"
-        f"{model if smaller >= 0.01 else ''}",
-    )
+    return _needs("host memory needs", plan.host_peak_bytes, asked.host, plan.host)
 
 
-def _parameters_that_fit(plan: "Plan") -> float:
-    state = plan.host["weights and optimizer state"]
-    rest = plan.host_peak_bytes - state
-    return max(0.0, plan.model.parameters * (plan.host_budget_bytes - rest) / state)
+def _needs(what: str, needed_bytes: int, budget_bytes: int, parts: dict[str, int]) -> str:
+    largest = ", ".join(f"{name} {format_bytes(size)}" for name, size in sorted(parts.items(), key=lambda i: -i[1])[:3])
+    return f"{what} {format_bytes(needed_bytes)}, and its budget is {format_bytes(budget_bytes)}; largest: {largest}"
 
 
-def _largest(parts: dict[str, int]) -> str:
-    top = sorted(parts.items(), key=lambda item: -item[1])[:3]
-    return ", ".join(f"{name} {format_bytes(size)}" for name, size in top)
+def _hint(found: list[Remedy]) -> str:
+    lines = [remedy.words for remedy in found]
+    return lines[0] if len(lines) == 1 else "any one of these fits:" + "".join(f"\n  {line}" for line in lines)

@@ -1,10 +1,6 @@
 """Seconds of a step as a table: what each lane does, which of them is the bound, and what more of it would buy."""
 
-from io import StringIO
-
-from rich.console import Console
-from rich.table import Table
-
+from slideformer.plan.plain_table import as_text, plain_table
 from slideformer.plan.timing import StepTiming
 from slideformer.units import format_seconds
 
@@ -13,24 +9,24 @@ LANE_NAMES = {
     "disk": "from and to the disk",
 }  # fmt: skip
 DAY_SECONDS = 86400
+WORTH = 1.01  # predictions are not better than that
 
 
 def render_timing(timing: StepTiming) -> str:
     """Plain text, below the table of bytes."""
-    doubled = f"twice the batch_size gives {timing.tokens_per_second_if_doubled:,.0f} tokens/s"
+    gain = timing.tokens_per_second_if_doubled / timing.tokens_per_second
+    doubled = f"gives {timing.tokens_per_second_if_doubled:,.0f} tokens/s" if gain > WORTH else "is hardly faster"
     even = f"with steps of {timing.break_even_tokens:,.0f} tokens computation takes as long as AdamW; "
     lines = [
         f"predicted for {timing.machine}: {timing.tokens_per_second:,.0f} tokens/s, bound by "
         f"{LANE_NAMES[timing.bound]}; {timing.steps:,} steps take {_duration(timing.run_seconds)}",
-        (even if timing.break_even_tokens else "") + doubled,
+        (even if timing.break_even_tokens else "") + f"twice the batch_size {doubled}",
     ]
-    return "\n".join(["", _table(timing), *lines])
+    return "\n".join([_table(timing), *lines])
 
 
 def _table(timing: StepTiming) -> str:
-    out = StringIO()
-    console = Console(file=out, width=100, no_color=True)
-    table = Table(box=None, pad_edge=False, show_edge=False)
+    table = plain_table()
     for column in ("lane", "busy, s", "of the step", "step if twice as fast, s"):
         table.add_column(column, justify="left" if column == "lane" else "right")
     for lane, busy in timing.lanes.items():
@@ -38,8 +34,7 @@ def _table(timing: StepTiming) -> str:
         share = f"{busy / timing.seconds:.0%}"
         table.add_row(LANE_NAMES[lane] + bound, format_step(busy), share, format_step(timing.faster[lane]))
     table.add_row("step", format_step(timing.seconds), "", "")
-    console.print(table)
-    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+    return as_text(table)
 
 
 def format_step(seconds: float) -> str:

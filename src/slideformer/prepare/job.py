@@ -1,6 +1,7 @@
 """Everything known of a run before memory is taken: data, model, plan, steps. What `plan` shows and `train` runs."""
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from slideformer.data.batches import Batch, BatchStream
 from slideformer.data.examples import Examples, fingerprint
 from slideformer.data.load import LoadedData
 from slideformer.engine.device import device_and_dtype
+from slideformer.errors import DoesNotFit
 from slideformer.kernels.liger import apply_liger, choose_kernels
 from slideformer.models.architecture import Decoder
 from slideformer.models.freezing import frozen_names
@@ -30,7 +32,7 @@ from slideformer.prepare.forecast import forecast, pace_of
 from slideformer.prepare.planning import plan_run
 from slideformer.prepare.prompts import Prompts
 from slideformer.prepare.reading import batch_stream, load_tokenizer, pad_id_of, read_data, read_sample_prompts
-from slideformer.settings.config import Config
+from slideformer.settings.config import Config, as_config
 from slideformer.storage.manifest import Data, RunFacts
 
 
@@ -149,6 +151,19 @@ def prepare(config: Config, micro_batch_size: int | None = None, elsewhere: Mach
 def plan_for(config: Config, elsewhere: MachineRates | None = None) -> Plan:
     """The plan of a run, without running it; for another machine if its rates are given."""
     return prepare(config, elsewhere=elsewhere).plan
+
+
+def plan_batch_sizes(
+    config: Config, batch_sizes: Sequence[int], elsewhere: MachineRates | None = None
+) -> dict[int, Plan | DoesNotFit]:
+    """By batch size, the plan of the same run with steps of so many sequences, or why there is none."""
+    found: dict[int, Plan | DoesNotFit] = {}
+    for size in batch_sizes:
+        try:
+            found[size] = plan_for(as_config({**config.model_dump(), "batch_size": size}), elsewhere)
+        except DoesNotFit as error:
+            found[size] = error
+    return found
 
 
 def plan_within(job: Job, device_bytes: int) -> Plan:

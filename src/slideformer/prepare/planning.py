@@ -15,6 +15,7 @@ from slideformer.models.architecture import Decoder
 from slideformer.plan.footprint import Answers
 from slideformer.plan.machine import Machine, resident_bytes
 from slideformer.plan.pace import Pace
+from slideformer.plan.pins import Pins
 from slideformer.plan.plan import Plan, Workload
 from slideformer.plan.planner import make_plan
 from slideformer.plan.rates import MachineRates
@@ -62,6 +63,7 @@ def plan_run(
         resident=config.resident,
         kept=config.kept,
         saves_in_background=config.saves_in_background,
+        pins=Pins.named_in(config),
     )
     host = config.budget.host_bytes or machine.host_bytes
     gpu = machine.allocatable_bytes(config.budget.gpu_bytes)

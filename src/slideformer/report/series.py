@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MOST_POINTS = 600  # of a curve: about what the eye can tell apart across a page
-FEWEST_SMOOTHED = 20  # steps: fewer are read better as they are
+FEWEST_SMOOTHED = 50  # steps: fewer are read better as they are
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,26 @@ class Config(Section):
     kept: int | None = Field(
         default=None, ge=0, description="layers (the last) of which nothing is recomputed in backward; null: chosen"
     )
+    kept_outputs: int | None = Field(
+        default=None,
+        ge=0,
+        description="layers (before the kept) of which matrix products are not repeated; null: chosen",
+    )
+    resident_ends: bool | None = Field(
+        default=None, description="whether embedding and head stay in the GPU's memory with their states; null: chosen"
+    )
+    host_boundaries: int | None = Field(
+        default=None, ge=0, description="layers (the first) whose inputs wait for backward in host memory; null: chosen"
+    )
+    disk_blocks: int | None = Field(
+        default=None, ge=0, description="layers whose optimizer state is in budget.offload_dir; null: chosen"
+    )
+    gradient_slots: int | None = Field(
+        default=None, ge=1, description="layers whose gradients may wait in host memory, not clipped; null: chosen"
+    )
+    head_shards: int | None = Field(
+        default=None, ge=1, description="parts of the vocabulary that the head passes the GPU in; null: chosen"
+    )
     gradient_checkpointing: bool | None = Field(
         default=None,
         description="true: recompute every layer in backward; null: keep of its forward what memory allows",
