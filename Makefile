@@ -24,7 +24,7 @@ fuzz-test: $(VENV)/.dev  # 5,000 inputs of each kind of file
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/promises/test_fuzz.py -m 'slow or not slow'
 
 fault-test: $(VENV)/.dev  # 500 interleavings of lanes and workers, each with a fault
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/promises/test_faults.py -m 'slow or not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/promises/test_faults.py tests/promises/test_disk_faults.py -m 'slow or not slow'
 
 soak-test: $(VENV)/.dev  # an hour (SOAK_MINUTES) of steps, saves and evaluations; memory, files and threads stay flat
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m soak.suite

@@ -1,14 +1,16 @@
 """A training step of the sliding engine beside other ways to train the same model, in one run on one machine.
 
-    python benchmarks/compare.py --shape qwen3-4b --sequences 8 32 64 --gpu-budget none 24GiB 8GiB --json out.json
+    python benchmarks/compare.py --sequences 8 32 64 --gpu-budget none 24GiB 8GiB --rates probe --json out.json
     python benchmarks/compare.py --systems sliding resident deepspeed-zero3 --gpu-budget deepspeed-zero3
     python benchmarks/compare.py --largest-batch --systems sliding deepspeed-zero3 --gpu-budget 24GiB
+    python benchmarks/compare.py --systems sliding --shape qwen3-14b --sequences 8 --gpu-budget 24GiB --offload-dir DISK
 
 Each case runs in a process of its own; an error or a timeout is a result. A budget is the sliding engine's, and
 enforced; the name of another system as budget is what that system reserved with as many sequences. Without
 `--largest-batch` the other systems may use the whole GPU. Tokens per second are those of the counted steps, up to the
 last update; no token is padding. MFU counts the model's operations (causal attention, nothing recomputed) over the
-matmul rate measured in this run.
+matmul rate measured in this run. With rates (`--rates`, or an earlier probe) the sliding engine's plan is chosen by
+predicted seconds, which stand beside those that were measured.
 """
 
 import argparse
@@ -25,6 +27,7 @@ import torch
 import transformers
 from comparison_table import render
 from largest_batch import find_largest
+from machine_rates import rates_of
 from shapes import SHAPES
 from systems import BUILDERS, SLIDING, measure_system, micro_batch_counts
 
@@ -52,6 +55,7 @@ class Comparison:
     def __init__(self, arguments: argparse.Namespace):
         self.arguments = arguments
         self.results: list[Result] = []
+        self._plain = plain_case(arguments)
         self._began = time.perf_counter()
         self._matmul_flops: float | None = None
         decoder = Decoder(SHAPES[arguments.shape](), torch.device("cpu"), "sdpa")
@@ -67,7 +71,7 @@ class Comparison:
     def _cases(self) -> Iterator[tuple[str, Case]]:
         a = self.arguments
         for sequences in a.sequences or [0]:
-            plain = Case(a.shape, sequences, a.length, a.steps, a.warm_up, clipping=a.clip)
+            plain = replace(self._plain, sequences=sequences)
             for system in [*(s for s in a.systems if s != SLIDING), *([SLIDING] if SLIDING in a.systems else [])]:
                 limited = system == SLIDING or a.largest_batch
                 for budget in a.gpu_budget if limited else ["none"]:
@@ -103,7 +107,8 @@ class Comparison:
         if "step_seconds" in result and self._operations and self._matmul_flops:
             flops = step_flops(self._operations, full_step(case.sequences, case.length))
             result["mfu"] = flops / result["step_seconds"] / self._matmul_flops
-        self.results.append({"system": system, **case.as_json(), **result})
+        asked = {key: value for key, value in case.as_json().items() if key not in ("rates", "offload_dir")}
+        self.results.append({"system": system, **asked, **result})
         print(render(self.results[-1:], self.results, heading=False), flush=True)
         if self.arguments.json:
             self._write(self.arguments.json)
@@ -112,8 +117,18 @@ class Comparison:
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
         versions = {"torch": torch.__version__, "transformers": transformers.__version__, "python": sys.version}
         machine = {"gpu": gpu, "cpu": platform.processor(), "matmul_flops": self._matmul_flops, **versions}
-        whole = {"command": sys.argv, "machine": machine, "results": self.results}
+        whole = {"command": sys.argv, "machine": machine, "rates": self._plain.rates, "results": self.results}
         file.write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def plain_case(a: argparse.Namespace) -> Case:
+    """What all cases share."""
+    return Case(
+        a.shape, 0, a.length, a.steps, a.warm_up, clipping=a.clip, optimizer_state=a.optimizer_state,
+        host_budget_bytes=parse_bytes(a.host_budget) if a.host_budget else None, offload_dir=a.offload_dir,
+        micro_batch_size=a.micro_batch_size, window_depth=a.window_depth, resident=a.resident, kept=a.kept,
+        threads=a.threads, rates=rates_of(a.rates),
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -139,7 +154,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--systems", nargs="+", default=[*BUILDERS, SLIDING], choices=[*BUILDERS, SLIDING])
     parser.add_argument("--gpu-budget", nargs="+", default=["none"], help="sizes, none, or a system's name")
-    parser.add_argument("--clip", action="store_true", help="the sliding engine clips gradients")
+    sliding = parser.add_argument_group("the sliding engine; left out: chosen, or none")
+    sliding.add_argument("--clip", action="store_true", help="clip gradients")
+    sliding.add_argument("--rates", help="a machine's file, or probe: measure this one first; choose plans by seconds")
+    sliding.add_argument("--host-budget", help="such as 118GiB")
+    sliding.add_argument("--offload-dir", help="where states go that host memory does not hold")
+    sliding.add_argument("--optimizer-state", default="fp32", choices=["fp32", "bf16"])
+    sliding.add_argument("--micro-batch-size", type=int)
+    sliding.add_argument("--window-depth", type=int)
+    sliding.add_argument("--resident", type=int, help="blocks whose state stays on the GPU")
+    sliding.add_argument("--kept", type=int, help="blocks of which nothing is recomputed")
+    sliding.add_argument("--threads", type=int, help="of the CPU optimizer")
     parser.add_argument("--steps", type=int, default=4, help="that count")
     parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--timeout", type=float, default=200, help="seconds of a case")

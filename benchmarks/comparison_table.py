@@ -62,6 +62,10 @@ def _number(key: str, form: str, scale: float = 1.0) -> Callable[[Result, list[R
     return text
 
 
+def _predicted(row: Result, _: list[Result]) -> str:
+    return format(row["planned"]["seconds"], ".3f") if row.get("planned") else ""
+
+
 COLUMNS: dict[str, Callable[[Result, list[Result]], str]] = {
     "system": _system,
     "seqs": _number("sequences", ".0f"),
@@ -71,6 +75,7 @@ COLUMNS: dict[str, Callable[[Result, list[Result]], str]] = {
     "/zero3": _ratio_to(REFERENCES[1]),
     "MFU": _number("mfu", ".1%"),
     "step s": _number("step_seconds", ".3f"),
+    "said": _predicted,
     "parts": _number("micro_batches", ".0f"),
     "GPU GiB": _number("gpu_allocated_bytes", ".2f", GIB),
     "reserved": _number("gpu_reserved_bytes", ".2f", GIB),

@@ -28,6 +28,7 @@ SHAPE_OF_MODEL = {
     "meta-llama/Llama-3.1-8B-Instruct": "llama-3.1-8b",
     "Qwen/Qwen3-14B": "qwen3-14b",
     "meta-llama/Llama-3.3-70B-Instruct": "llama-3.3-70b",
+    "mistralai/Mistral-Large-Instruct-2411": "mistral-large-123b",
 }
 START, END = "# --- plan ", "# --- end of plan ---\n"
 TITLE = START + "(python benchmarks/example_plans.py; the GPU's figures are estimated without one) ---\n"

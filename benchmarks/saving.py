@@ -3,11 +3,11 @@
     python benchmarks/saving.py --shape qwen3-4b --sequences 8 --steps 50 --directory DISK --json out.json
     python benchmarks/saving.py --shape tiny --device cpu --sequences 2 --length 64 --steps 20     # anywhere
 
-Random weights. The three kinds take turns in one process, `--rounds` times: *alone* is `--steps` steps; *meanwhile* the
-same, with a checkpoint begun before the first of them; *still* is a checkpoint during which nothing else happens. A
-checkpoint that is not durable after the last step of its turn is waited for, and the wait counts. Overhead is what
-*meanwhile* takes longer than *alone*, over *alone*: that of one save every `--steps` steps. A second process then
-resumes from the last checkpoint, timed from its start to the end of its first step.
+Random weights. The three kinds take turns in one process, `--rounds` times: *alone* is `--steps` steps, before and
+after *meanwhile*, which is the same with a checkpoint begun before the first of them; *still* is a checkpoint during
+which nothing else happens. A checkpoint that is not durable after the last step of its turn is waited for, and the wait
+counts. Overhead is what *meanwhile* takes longer than *alone*, over *alone*: that of one save every `--steps` steps. A
+second process then resumes from the last checkpoint, timed from its start to the end of its first step.
 
 Needs 12 bytes a parameter in `--directory` (qwen3-4b: 48 GB; one checkpoint at a time, the one before is deleted first)
 and twice that in host memory, or less with `--copies`.
@@ -106,40 +106,36 @@ class Turns:
     def __init__(self, case: Case, engine: Engine, directory: Path):
         self.case, self.engine, self.directory, self.at = case, engine, directory, 0
 
-    def steps(self, count: int) -> list[float]:
-        """Seconds from the end of one step's submission to the next; the last one until all is updated."""
+    def steps(self, count: int) -> tuple[list[float], float]:
+        """Seconds from the end of one step's submission to the next, and then until all is updated."""
         ends = [time.perf_counter()]
         for _ in range(count):
             self.at += 1
             self.case.step(self.engine, self.at)
             ends.append(time.perf_counter())
         self.engine.drain()
-        ends[-1] = time.perf_counter()
-        return [end - begin for begin, end in pairwise(ends)]
+        return [end - begin for begin, end in pairwise(ends)], time.perf_counter() - ends[-1]
 
-    def alone(self) -> dict[str, float]:
+    def alone(self) -> dict[str, Any]:
+        """Fewer steps than the others may stand for as many, but all is updated only once."""
         arguments = self.case.arguments
-        seconds = self.steps(arguments.steps_alone or arguments.steps)
-        return {
-            "seconds": sum(seconds) * arguments.steps / len(seconds),
-            "median_step": median(seconds),
-            "longest_step": max(seconds),
-        }
+        seconds, updating = self.steps(arguments.steps_alone or arguments.steps)
+        return {"seconds": sum(seconds) * arguments.steps / len(seconds) + updating, **_steps_told(seconds)}
 
-    def meanwhile(self) -> dict[str, float]:
+    def meanwhile(self) -> dict[str, Any]:
         self._make_room()
         began, saved_at = time.perf_counter(), []
         with ThreadPoolExecutor(1, initializer=give_way) as pool:
             units = self.engine.begin_snapshot().unit_states()
             written = pool.submit(self._write, units, self.at, lambda: saved_at.append(time.perf_counter()))
-            seconds = self.steps(self.case.arguments.steps)
+            seconds, _ = self.steps(self.case.arguments.steps)
             stepped = time.perf_counter()
             written.result()
         self.engine.end_snapshot()
         over = time.perf_counter()
         return {
-            "seconds": over - began, "median_step": median(seconds), "longest_step": max(seconds),
-            "save_seconds": saved_at[0] - began, "waited_seconds": max(0.0, over - stepped),
+            "seconds": over - began, "save_seconds": saved_at[0] - began, "waited_seconds": max(0.0, over - stepped),
+            **_steps_told(seconds),
         }  # fmt: skip
 
     def still(self) -> dict[str, float]:
@@ -157,6 +153,10 @@ class Turns:
             shutil.rmtree(path)
 
 
+def _steps_told(seconds: list[float]) -> dict[str, Any]:
+    return {"median_step": median(seconds), "longest_step": max(seconds), "step_seconds": seconds}
+
+
 def save(arguments: argparse.Namespace) -> dict[str, Any]:
     """Rounds of the three kinds."""
     case = Case(arguments)
@@ -166,12 +166,13 @@ def save(arguments: argparse.Namespace) -> dict[str, Any]:
         engine.load(random_weights(engine, case.config, 0))
         turns = Turns(case, engine, Path(arguments.directory))
         turns.steps(arguments.warm_up)
-        kinds = ("alone", "meanwhile") if arguments.without_still else ("alone", "meanwhile", "still")
-        found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+        kinds = ["alone", "meanwhile", "alone", *([] if arguments.without_still else ["still"])]
+        found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
         for _ in range(arguments.rounds):
             for kind in kinds:
                 found[kind].append(getattr(turns, kind)())
-                print(f"{kind}: {found[kind][-1]}", file=sys.stderr, flush=True)  # all there is if time runs out
+                told = {key: value for key, value in found[kind][-1].items() if key != "step_seconds"}
+                print(f"{kind}: {told}", file=sys.stderr, flush=True)  # all there is if time runs out
     (path,) = find_checkpoints(Path(arguments.directory))
     alone = mean(turn["seconds"] for turn in found["alone"])
     return {

@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,15 +17,19 @@ from slideformer.engine import compute
 from slideformer.engine.sampling import Sampler
 from slideformer.engine.updates import Updates
 from slideformer.memory.activations import ActivationStore
+from slideformer.memory.disk_staging import DiskStaging
+from slideformer.memory.disk_state import DiskState
 from slideformer.memory.embedding import EmbeddingTable
 from slideformer.memory.feed import TokenFeed
 from slideformer.memory.gradients import Accumulator, GradientRing
 from slideformer.memory.head import HeadWeight
 from slideformer.memory.host import HostAllocator, LayerState
+from slideformer.memory.record_ring import RecordRing
 from slideformer.memory.window import LayerWindow
 from slideformer.models import stream_out
 from slideformer.optim.adamw import LayerAdam
 from slideformer.storage import checkpoint
+from slideformer.storage.disk import DiskFile
 from slideformer.streams import Lanes
 
 # Name -> (object, function).
@@ -76,6 +81,24 @@ CALLS: dict[str, tuple[Any, str]] = {
     "choose a token": (Sampler, "choose"),
     **FILE_CALLS,
 }
+DISK_CALLS: dict[str, tuple[Any, str]] = {
+    "take room on the disk": (os, "posix_fallocate"),
+    "allocate on the host": (HostAllocator, "empty"),
+    "read a record": (DiskFile, "_read"),
+    "write a record": (DiskFile, "_write"),
+    "expect a record": (RecordRing, "expect"),
+    "ask for a record": (RecordRing, "ready"),
+    "borrow a record": (RecordRing, "borrow"),
+    "wait for all records": (RecordRing, "drain"),
+    "expect": (DiskStaging, "expect"),
+    "ask whether it is there": (DiskStaging, "ready"),
+    "wait for it": (DiskStaging, "arrive"),
+    "copy it": (DiskState, "copy_record"),
+    "its copy is submitted": (DiskStaging, "sent"),
+    "forget it": (DiskStaging, "forget"),
+    "find a place": (DiskStaging, "place"),
+    "its place is filled": (DiskStaging, "filled"),
+}
 
 
 class Injected(Exception):
@@ -97,6 +120,7 @@ class Fault:
 
     Attributes:
         counts: calls so far, by name.
+        calls: what can be named.
     """
 
     name: str
@@ -104,20 +128,22 @@ class Fault:
     after: bool
     error: BaseException
     reached: bool = False
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CALLS, 0))
+    counts: Counter[str] = field(default_factory=Counter)
+    calls: dict[str, tuple[Any, str]] = field(default_factory=lambda: CALLS)
 
     @classmethod
-    def drawn(cls, seed: int, counts: dict[str, int]) -> "Fault":
+    def drawn(cls, seed: int, counts: dict[str, int], calls: dict[str, tuple[Any, str]] = CALLS) -> "Fault":
         """Names take turns; one number more than there are calls is never reached."""
         draw = random.Random(seed)
-        name = list(CALLS)[seed % len(CALLS)]
-        return cls(name, draw.randint(0, counts[name]), draw.random() < 0.5, draw.choice(KINDS)())
+        name = list(calls)[seed % len(calls)]
+        number, after = draw.randint(0, counts[name]), draw.random() < 0.5
+        return cls(name, number, after, draw.choice(KINDS)(), calls=calls)
 
     @contextmanager
     def injected(self) -> Iterator["Fault"]:
         """Within, the fault is in place."""
         with pytest.MonkeyPatch.context() as patch:
-            for name, (owner, function) in CALLS.items():
+            for name, (owner, function) in self.calls.items():
                 patch.setattr(owner, function, self._around(name, getattr(owner, function)))
             yield self
 
@@ -137,9 +163,9 @@ class Fault:
         return wrapped
 
 
-def no_fault() -> Fault:
+def no_fault(calls: dict[str, tuple[Any, str]] = CALLS) -> Fault:
     """Only counts."""
-    return Fault("fetch", -1, False, Injected())
+    return Fault("none", -1, False, Injected(), calls=calls)
 
 
 def came_from(error: BaseException | None, origin: BaseException) -> bool:

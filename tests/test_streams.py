@@ -1,5 +1,6 @@
 """Lanes of the host run at once; the worker thread surfaces its errors and never leaves its caller waiting."""
 
+import sys
 import threading
 import time
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from slideformer.errors import EngineFailed, SlideFormerError, WorkerFailed
-from slideformer.streams import ThreadWorker, inline_lanes, lanes_for
+from slideformer.streams import SWITCH_SECONDS, EventFence, ThreadWorker, inline_lanes, lanes_for
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -145,9 +146,28 @@ def test_closing_twice_is_fine(jobs: Jobs):
     worker.close()
 
 
+def test_a_fence_asks_its_event_until_it_is_done_and_then_no_more():
+    class Event:
+        asked, answers = 0, [False, False, True]
+
+        def query(self) -> bool:
+            self.asked += 1
+            return self.answers[self.asked - 1]
+
+        def synchronize(self) -> None:
+            raise AssertionError("it is known to be done")
+
+    event = Event()
+    fence = EventFence(event)  # type: ignore[arg-type]
+    assert [fence.done() for _ in range(5)] == [False, False, True, True, True]
+    fence.wait()
+    assert event.asked == 3
+
+
 @pytest.mark.gpu
 def test_accelerator_lanes_order_copies_by_fences():
     lanes = lanes_for(torch.device("cuda"))
+    assert sys.getswitchinterval() <= SWITCH_SECONDS
     source = torch.zeros(1 << 24, device="cuda")
     target = torch.empty(1 << 24, pin_memory=True)
     for value in range(1, 6):

@@ -4,6 +4,9 @@ from torch import Tensor
 
 def split(master: Tensor, hi: Tensor, lo: Tensor, num_threads: int) -> None: ...
 def join(hi: Tensor, lo: Tensor, out: Tensor, num_threads: int) -> None: ...
+def copy(from_: Tensor, to: Tensor, num_threads: int) -> None:
+    """uint8 [n] to uint8 [n], which does not overlap it."""
+
 def adamw(
     hi: Tensor,
     lo: Tensor,

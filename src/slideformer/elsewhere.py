@@ -1,6 +1,7 @@
 """Planning for a machine that is not here: its memory, its type of computation, and what that would need."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -32,6 +33,19 @@ def dtype_there(rates: MachineRates, device: str, compute_dtype: str) -> torch.d
 def memory_there(rates: MachineRates) -> Machine:
     """What was free there, less the margin that is left here, too."""
     return Machine(rates.name, int(rates.memory.host_free_bytes * (1 - HOST_MARGIN)), rates.memory.device_free_bytes)
+
+
+def disk_there(directory: Path | None, budget_bytes: int | None) -> int | None:
+    """What may be taken of the disk there: the budget, whatever is free here; None without one.
+
+    Raises:
+        ConfigError: there is a directory and no budget.
+    """
+    if directory is not None and budget_bytes is None:
+        raise ConfigError(
+            "budget.offload_dir: how much room a disk has that is not here is not known", "set budget.disk"
+        )
+    return budget_bytes
 
 
 def work_there(work: Work, decoder: Decoder, dtype: torch.dtype) -> Work:

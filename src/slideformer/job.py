@@ -13,7 +13,7 @@ from slideformer.config import Config, as_config
 from slideformer.data.batches import Batch, BatchStream
 from slideformer.data.examples import Examples, fingerprint
 from slideformer.data.load import LoadedData
-from slideformer.elsewhere import dtype_there, memory_there
+from slideformer.elsewhere import disk_there, dtype_there, memory_there
 from slideformer.engine.parity import check_causal
 from slideformer.engine.pretrained import device_and_dtype
 from slideformer.errors import DoesNotFit
@@ -110,7 +110,7 @@ def prepare(config: Config, micro_batch_size: int | None = None, elsewhere: Mach
     Raises:
         ConfigError, DataError, UnsupportedModel, DoesNotFit: whatever stands in the way, before minutes of loading.
     """
-    disk = disk_budget_bytes(config.budget.offload_dir, config.budget.disk_bytes)
+    disk = (disk_there if elsewhere else disk_budget_bytes)(config.budget.offload_dir, config.budget.disk_bytes)
     if elsewhere is None:
         device, dtype = device_and_dtype(config.device, config.compute_dtype)
     else:

@@ -10,6 +10,7 @@ Rules the engine keeps, which the third backend checks: a lane sees another lane
 recorded behind it, and the host touches a buffer only after `Fence.wait`.
 """
 
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 
 from slideformer.errors import SlideFormerError, WorkerFailed
+
+SWITCH_SECONDS = 5e-4
 
 
 class Fence(Protocol):
@@ -114,14 +117,20 @@ class ComputeLane(StreamLane):
 
 
 class EventFence:
+    """Remembers that it is done: asking an event gives the interpreter away, and many threads want it."""
+
     def __init__(self, event: torch.Event):
         self.event = event
+        self._done = False
 
     def done(self) -> bool:
-        return self.event.query()
+        self._done = self._done or self.event.query()
+        return self._done
 
     def wait(self) -> None:
-        self.event.synchronize()
+        if not self._done:
+            self.event.synchronize()
+            self._done = True
 
 
 class InlineLane:
@@ -213,7 +222,12 @@ def raise_worker_error(name: str, error: BaseException | None) -> None:
 
 
 def accelerator_lanes(device: torch.device) -> Lanes:
-    """Lanes on streams of `device`; compute is the stream that is current now."""
+    """Lanes on streams of `device`; compute is the stream that is current now.
+
+    From then on threads of this process hand the interpreter on after half a millisecond instead of five: the worker
+    needs it between two updates, while the main thread submits without a pause.
+    """
+    sys.setswitchinterval(min(SWITCH_SECONDS, sys.getswitchinterval()))
     compute = torch.accelerator.current_stream(device)
     return Lanes(
         device,

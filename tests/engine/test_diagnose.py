@@ -26,7 +26,8 @@ def tiny(family: str) -> Subject:
 )
 def test_the_place_is_named(unit: str, value: float, place: str):
     with tiny_engine(tiny("llama")) as engine:
-        engine.states[unit].hi[:64] = value
+        with engine.states[unit].opened(change=True) as state:
+            state.hi[:64] = value
         assert engine.find_non_finite(BATCH) == place
 
 
@@ -34,7 +35,8 @@ def test_an_embedding_that_overflows_is_named_with_the_records_that_read_it():
     with tiny_engine(tiny("gemma2")) as engine:  # which scales its rows
         token = int(BATCH.input_ids[2, 0])
         assert token not in BATCH.input_ids[:2]
-        engine.states["embedding"].hi.view(-1, 64)[token] = 3e38
+        with engine.states["embedding"].opened(change=True) as state:
+            state.hi.view(-1, 64)[token] = 3e38
         expected = "the embedding's output is the first that is not finite (records 2, 3)"
         assert engine.find_non_finite(BATCH) == expected
 

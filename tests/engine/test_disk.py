@@ -27,7 +27,7 @@ from tiny_runs import (
 from slideformer.engine.engine import Engine
 from slideformer.engine.measure import model_sizes
 from slideformer.errors import ConfigError, DiskError, EngineFailed, SlideFormerError
-from slideformer.memory.disk_state import BUFFERS
+from slideformer.memory.record_ring import BUFFERS
 from slideformer.plan.footprint import disk_bytes, host_bytes
 from slideformer.storage.checkpoint import restore, verify, write_checkpoint
 from slideformer.storage.manifest import Data, RunFacts
@@ -108,7 +108,7 @@ def test_weights_come_out_as_from_memory(dtype: torch.dtype, wanted: torch.dtype
 def test_predicted_bytes_are_the_allocated(on_disk: int, dtype: torch.dtype, tmp_path: Path):
     with engine_of(tmp_path, on_disk, dtype) as engine:
         allocated = sum(engine.allocator.allocated_bytes.values())
-        on_file = os.fstat(engine._records.file._file).st_size  # type: ignore[union-attr]  # it has a ring
+        on_file = os.fstat(engine._records.files.rest._file).st_size  # type: ignore[union-attr]  # it has a ring
     model, sizes = model_sizes(of().decoder), engine.sizes
     assert sum(host_bytes(model, sizes, dtype).values()) == pytest.approx(allocated, rel=0.005)
     assert sum(disk_bytes(model, sizes, dtype).values()) == on_file

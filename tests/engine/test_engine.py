@@ -286,7 +286,8 @@ def test_a_gradient_that_is_not_finite_stops_at_any_timing(max_norm: float | Non
     with tiny_engine(of, replace(SIZES, gradient_slots=3), lanes=lanes) as engine:
         engine.train_step(batch_at(RECORDS, 4, 0), hyper_at(1), max_norm)
         engine.drain()
-        engine.states["model.layers.1"].hi[5] = float("nan")
+        with engine.states["model.layers.1"].opened(change=True) as state:
+            state.hi[5] = float("nan")
         with pytest.raises(NonFinite, match="step 2: the gradient of .* is not finite") as caught:
             engine.train_step(batch_at(RECORDS, 4, 1), hyper_at(2), max_norm)
             engine.drain()

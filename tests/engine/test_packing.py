@@ -146,7 +146,8 @@ def test_padding_is_not_read():
 def test_a_layer_that_is_not_finite_is_found_in_packed_rows():
     with tiny_engine(tiny("llama"), BASE) as engine:
         assert "every block's output is finite" in engine.find_non_finite(PACKED)
-        engine.states["model.layers.1"].hi[:] = float("nan")
+        with engine.states["model.layers.1"].opened(change=True) as state:
+            state.hi[:] = float("nan")
         assert "model.layers.1" in engine.find_non_finite(PACKED)
 
 

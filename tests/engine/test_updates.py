@@ -50,6 +50,8 @@ class SteppedWorker:
 class RecordsOnTheirWay:
     """States on disk, some of which have not arrived; a log of what was expected."""
 
+    holds_any = True
+
     def __init__(self):
         self.coming: set[str] = set()
         self.expected: list[list[str]] = []

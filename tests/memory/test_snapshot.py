@@ -36,13 +36,26 @@ def test_a_buffer_is_given_out_once_and_fits():
     assert memory.take(20) is first
 
 
+def test_room_is_for_what_fits_now():
+    memory, _ = memory_of(2)
+    assert memory.has_room_for(30) and not memory.has_room_for(31)
+    memory.take(30), memory.take(30)
+    assert not memory.has_room_for(1)
+
+
+def test_a_copy_of_many_pieces_is_whole():
+    large = torch.randint(256, (9 * 2**20 + 77,), dtype=torch.uint8)
+    copy = StateCopy({"exp_avg": large}, torch.zeros_like(large), 3).tensors()
+    assert torch.equal(copy["exp_avg"], large)
+
+
 def test_a_copy_keeps_values_shapes_and_types():
     tensors = {
         "hi": torch.arange(6).to(torch.bfloat16), "lo": torch.arange(6).to(torch.int16),
         "exp_avg": torch.arange(4.0).view(2, 2), "exp_avg_sq": torch.ones(2), "frozen": torch.empty(0),
     }  # fmt: skip
     before = {name: tensor.clone() for name, tensor in tensors.items()}
-    copy = StateCopy(tensors, torch.zeros(100, dtype=torch.uint8)).tensors()
+    copy = StateCopy(tensors, torch.zeros(100, dtype=torch.uint8), 2).tensors()
     for tensor in tensors.values():
         tensor.zero_()
     assert list(copy) == list(before)

@@ -42,7 +42,8 @@ def layers() -> Layers:
 
 def new_window(layers: Layers, depth: int, **changes: Any) -> LayerWindow:
     lanes = inline_lanes(torch.device("cpu"))
-    return LayerWindow(lanes, LAYOUTS, depth, torch.float32, layers.fresh, layers.wait_fresh, layers.copy)
+    asked = (layers.fresh, layers.wait_fresh, lambda _: layers.copy)
+    return LayerWindow(lanes, LAYOUTS, depth, torch.float32, *asked, **changes)
 
 
 def use(window: LayerWindow, i: int) -> float:
@@ -156,12 +157,33 @@ def test_an_invalid_slot_is_used_before_a_layer_is_pushed_out(layers: Layers):
 
 def test_a_stale_layer_is_copied_when_it_is_fresh_and_not_before(layers: Layers):
     window = new_window(layers, 3)
+    layers.stale = {0}
+    window.fetch(0)
+    assert layers.copies == []
+    layers.wait_fresh(0)
+    window.fetch(1)  # a later fetch starts what has become possible
+    assert layers.copies == [0, 1]
+    assert use(window, 0) == 10 and use(window, 1) == 1
+
+
+def test_copies_go_in_the_order_of_use(layers: Layers):
+    """One that is fresh does not overtake: it may have to wait for its slot, and who is used before it for it."""
+    window = new_window(layers, 3)
     layers.stale = {0, 1}
     window.fetch(0)
     window.fetch(1)
-    assert layers.copies == []
     layers.wait_fresh(1)
-    window.fetch(2)  # a later fetch starts what has become possible
-    assert layers.copies == [1, 2]
-    assert use(window, 0) == 10 and use(window, 1) == 11
-    assert layers.copies == [1, 2, 0]
+    window.fetch(2)
+    assert layers.copies == []
+    assert use(window, 0) == 10 and layers.copies == [0, 1, 2]
+
+
+def test_a_layer_that_was_let_go_before_it_came_is_not_copied(layers: Layers):
+    window = new_window(layers, 3)
+    layers.stale = {0}
+    window.fetch(0)
+    window.fetch(1)
+    window.release(0)
+    assert window.holds() == [1] and layers.copies == [1]
+    window.fetch(0)
+    assert use(window, 0) == 10 and use(window, 1) == 1

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from slideformer.optim import threads
-from slideformer.optim.threads import cpu_threads
+from slideformer.optim.threads import cpu_threads, optimizer_threads
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +63,9 @@ def test_cgroup_v1_quota(tmp_path: Path, quota: str, expected: int):
 
 def test_this_machine_has_at_least_one():
     assert cpu_threads() >= 1
+
+
+@pytest.mark.parametrize(("cpus", "beside", "alone"), [(16, 14, 16), (6, 4, 6), (4, 4, 4), (2, 2, 2)])
+def test_beside_an_accelerator_two_are_left(cpus: int, beside: int, alone: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(threads, "cpu_threads", lambda: cpus)
+    assert (optimizer_threads(True), optimizer_threads(False)) == (beside, alone)

@@ -16,7 +16,8 @@ def work(**changes: object) -> StepWork:
     idle = StepWork(
         forward=[1.0] * BLOCKS, backward=[2.0] * BLOCKS, head=1.0, fetch=nothing, fetch_head=0.0, fetch_inputs=0.0,
         send=nothing, send_head=0.0, save=nothing, load=nothing, update=nothing, update_head=0.0, update_table=0.0,
-        update_rows=0.0, read=nothing, write=nothing, resident=0, buffers=4,
+        update_rows=0.0, read=nothing, write=nothing, read_weights=nothing, write_boundary=nothing,
+        read_boundary=nothing, resident=0, buffers=4, weight_buffers=4, boundary_buffers=4,
         depth=3, slots=BLOCKS, clipping=False, tied=True,
     )  # fmt: skip
     return replace(idle, **changes)  # type: ignore[arg-type]
@@ -139,7 +140,38 @@ def test_fewer_buffers_wait_more():
     assert four < one
 
 
+@pytest.mark.parametrize("clipping", [False, True])
+def test_weights_are_read_twice_a_step_less_what_stays_and_only_when_they_are_written(clipping: bool):
+    on_disk = {"update": [0.5] * BLOCKS, "read": [0.4] * BLOCKS, "write": [0.3] * BLOCKS, "clipping": clipping}
+    schedule = play(work(**on_disk, read_weights=[3.0] * BLOCKS, fetch=[0.1] * BLOCKS, depth=2))
+    reads = [span for span in spans(schedule, "disk") if span.what.startswith("read weights")]
+    assert sum(span.stop - span.start for span in reads) == pytest.approx(3.0 * (2 * BLOCKS - 2))
+    assert schedule.seconds >= schedule.busy_seconds("disk") > 18.0
+    for read in reads[:BLOCKS]:
+        written = [s for s in spans(schedule, "disk") if s.what == read.what.replace("read weights", "write block")]
+        assert all(span.stop <= read.start + 1e-9 or span.start >= read.start for span in written)
+
+
+def test_weights_of_which_none_or_few_are_on_disk_come_in_time():
+    assert play(work(read_weights=[0.2] * BLOCKS)).seconds < 13.5
+    alone = play(work(read_weights=[0.0, 0.0, 2.0, 0.0])).seconds
+    assert alone == 13.0  # read while blocks 0 and 1 compute, and still there in backward
+
+
+def test_boundaries_go_to_disk_and_come_back_while_blocks_compute():
+    moved = {"save": [0.1] * BLOCKS, "load": [0.1] * BLOCKS}
+    fast = play(work(**moved, write_boundary=[0.3, 0.3, 0.0, 0.0], read_boundary=[0.2, 0.2, 0.0, 0.0]))
+    assert fast.busy_seconds("disk") == pytest.approx(1.0) and fast.seconds == play(work(**moved)).seconds
+    order = [span.what for span in sorted(spans(fast, "disk"), key=lambda span: span.start)]
+    assert order == ["write boundary 0", "write boundary 1", "read boundary 1", "read boundary 0"]
+    slow = {**moved, "write_boundary": [3.0] * BLOCKS, "read_boundary": [4.0] * BLOCKS}
+    assert play(work(**slow)).seconds > 4 * (3 + 4)
+    assert play(work(**slow, boundary_buffers=1)).seconds > play(work(**slow)).seconds
+
+
 def test_what_each_lane_has_to_do_is_what_it_does():
     step = work(fetch=[0.7] * BLOCKS, send=[0.3] * BLOCKS, update=[1.5] * BLOCKS, read=[0.1] * BLOCKS, resident=1)
+    step = replace(step, read_weights=[0.0, 0.3, 0.2, 0.1], save=[0.2] * BLOCKS, load=[0.1] * BLOCKS)
+    step = replace(step, write_boundary=[0.2, 0.2, 0.0, 0.0], read_boundary=[0.1, 0.1, 0.0, 0.0])
     step = replace(step, read=[0.0, *step.read[1:]], write=[0.0, 0.2, 0.2, 0.2], depth=2)
     assert play(step).lanes == pytest.approx(step.busy_seconds())

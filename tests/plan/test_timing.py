@@ -111,6 +111,22 @@ def test_records_on_disk_are_read_and_written_at_its_rates():
     assert max(step.read) == pytest.approx(10 * 12 * WIDTH**2 / 2e9) and max(step.write) == 2 * max(step.read)
 
 
+def test_weights_on_disk_are_read_for_computing_too_and_written_with_the_rest():
+    sizes = replace(
+        plan(recompute_all=True).sizes, disk_blocks=4, disk_weight_blocks=2, host_boundaries=6, disk_boundaries=3
+    )
+    step = step_work(plan().model, MODEL, sizes, full_step(32, 1024), machine(), torch.bfloat16, True)
+    parameters = 12 * WIDTH**2
+    assert sorted(set(step.read_weights)) == pytest.approx([0.0, 2 * parameters / 2e9])
+    assert sum(seconds > 0 for seconds in step.read_weights) == 2
+    for weights, read, write in zip(step.read_weights, step.read, step.write, strict=True):
+        assert write == 2 * read and (not weights or read == pytest.approx(12 * parameters / 2e9))
+    boundary = 32 * 1024 * WIDTH * 2
+    assert step.write_boundary[:4] == pytest.approx([boundary / 1e9] * 3 + [0.0])
+    assert step.read_boundary[:4] == pytest.approx([boundary / 2e9] * 3 + [0.0])
+    assert step.save[5] > 0 and step.write_boundary[5] == 0  # in host memory
+
+
 def test_the_table_names_bound_rate_and_duration():
     long = timing(128, steps=10**6)
     text = render_timing(long)

@@ -24,7 +24,8 @@ from tiny_runs import (
     tiny_engine,
 )
 
-from slideformer.memory.disk_state import BUFFERS, units_on_disk
+from slideformer.memory.disk_state import units_on_disk
+from slideformer.memory.record_ring import BUFFERS
 from slideformer.models.architecture import Decoder
 from slideformer.models.freezing import frozen_names
 from slideformer.schedule_fuzzer import fuzzed_lanes

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -63,7 +64,10 @@ class Training:
     of: Callable[[str], Subject] = tiny
 
     def __call__(self, lanes: Lanes) -> Outcome:
-        with tiny_engine(self.of(self.family), self.sizes, self.dtype, lanes) as engine:
+        with (
+            TemporaryDirectory() as directory,
+            tiny_engine(self.of(self.family), self.sizes, self.dtype, lanes, offload_dir=Path(directory)) as engine,
+        ):
             seen: list[float] = []
             results = []
             for step in range(1, STEPS + 1):
@@ -149,6 +153,16 @@ SCENARIOS: dict[str, Callable[[Lanes], Outcome]] = {
     ),
     "tied head in shards": Training("qwen3", None, replace(TIGHT, head_shards=3)),
     "untied head in shards, clipped, read late": Training("mistral", 0.5, replace(CLIPPED, head_shards=3), late=True),
+    "weights and boundaries on disk": Training(
+        "qwen3", None, replace(TIGHT, disk_blocks=3, disk_weight_blocks=3, disk_boundaries=2, disk_buffers=1)
+    ),
+    "weights and boundaries on disk, clipped, read late": Training(
+        "mistral",
+        0.5,
+        replace(CLIPPED, disk_blocks=3, disk_weight_blocks=2, disk_boundaries=3, disk_buffers=2),
+        late=True,
+        dtype=torch.bfloat16,
+    ),
     "gathers": gathers,
     "feeds": feeds,
     "generates": generates,

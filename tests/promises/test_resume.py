@@ -57,6 +57,8 @@ class Kind:
         return {
             "window_depth": rng.choice([2, 3]),
             "disk_blocks": rng.randint(1, BLOCKS) if self.tier == "disk" else 0,
+            "disk_weight_blocks": rng.randint(0, BLOCKS) if self.tier == "disk" else 0,
+            "disk_boundaries": rng.randint(0, BLOCKS) if self.tier == "disk" else 0,
             "gradient_slots": BLOCKS if self.clipping else rng.randint(2, BLOCKS),
             "host_boundaries": rng.randint(0, BLOCKS),
             "kept": rng.randint(0, BLOCKS),
@@ -64,7 +66,9 @@ class Kind:
         }
 
 
-FIRST_SIZES = {"disk_blocks": BLOCKS, "snapshot_units": UNITS}  # every moment comes as often as can be
+FIRST_SIZES = {  # every moment comes as often as can be, and always as often
+    "disk_blocks": BLOCKS, "disk_weight_blocks": BLOCKS, "disk_boundaries": 0, "snapshot_units": UNITS,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from transformers import LlamaConfig, Qwen3Config
+from transformers import LlamaConfig, MistralConfig, Qwen3Config
 
 SHAPES: dict[str, Any] = {
     "tiny": lambda: LlamaConfig(
@@ -36,5 +36,9 @@ SHAPES: dict[str, Any] = {
     "llama-3.3-70b": lambda: LlamaConfig(
         hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8,
         vocab_size=128256, max_position_embeddings=131072,
+    ),
+    "mistral-large-123b": lambda: MistralConfig(
+        hidden_size=12288, intermediate_size=28672, num_hidden_layers=88, num_attention_heads=96, num_key_value_heads=8,
+        head_dim=128, vocab_size=32768, tie_word_embeddings=False, max_position_embeddings=131072, sliding_window=None,
     ),
 }  # fmt: skip

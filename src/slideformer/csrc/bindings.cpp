@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "adamw.h"
+#include "copy.h"
 #include "isa.h"
 #include "planes.h"
 
@@ -133,6 +134,15 @@ void bound_join(const Flat& hi, const Flat& lo, const Flat& out, int num_threads
   join(high, low, to, count, num_threads);
 }
 
+void bound_copy(const Flat& from, const Flat& to, int num_threads) {
+  const nb::dlpack::dtype bytes = nb::dtype<uint8_t>();
+  require(from.dtype() == bytes, from, "from_", "uint8", from.shape(0));
+  require(to.dtype() == bytes, to, "to", "uint8", from.shape(0));
+  checked_threads(num_threads);
+  nb::gil_scoped_release release;
+  copy(static_cast<const char*>(from.data()), static_cast<char*>(to.data()), from.shape(0), num_threads);
+}
+
 std::vector<std::string> isa_names() {
   std::vector<std::string> names;
   for (const Isa& isa : available_isas()) names.push_back(isa.name);
@@ -154,6 +164,7 @@ NB_MODULE(_core, module) {
              nb::arg("spans").noconvert(), nb::kw_only(), "lerp_weight"_a, "beta2"_a, "square_weight"_a,
              "negative_step_size"_a, "bias_correction2_sqrt"_a, "epsilon"_a, "decay"_a, "grad_scale"_a,
              "rounding_key"_a = 0, "num_threads"_a);
+  module.def("copy", &bound_copy, nb::arg("from_").noconvert(), nb::arg("to").noconvert(), "num_threads"_a);
   module.def("selected_isa", [] { return selected_isa().name; });
   module.def("available_isas", &isa_names);
 }

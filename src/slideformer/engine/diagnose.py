@@ -1,5 +1,7 @@
 """After a step that was not finite: which layer is to blame."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from slideformer.engine import compute
 from slideformer.engine.durable import DurableState
 from slideformer.engine.machinery import EMBEDDING, SHELL
 from slideformer.engine.send_batches import documents_on
+from slideformer.memory.disk_state import DiskState
 from slideformer.models.architecture import Decoder
 
 
@@ -19,8 +22,9 @@ def first_non_finite(
     Needs nothing of a running engine, since that has failed: weights are copied one block at a time.
     """
     for unit, state in states.items():
-        if not bool(torch.isfinite(state.hi).all()):
-            return f"the weights of {unit} are not finite"
+        with state.opened_weights(torch.bfloat16) if isinstance(state, DiskState) else nullcontext(state) as weights:
+            if not bool(torch.isfinite(weights.hi).all()):
+                return f"the weights of {unit} are not finite"
     shell = _on_device(states[SHELL], decoder, dtype)
     for micro_batch in micro_batches:
         place = _in_forward(decoder, states, dtype, micro_batch, shell)

@@ -1,7 +1,7 @@
 """The engine: builds the parts, owns them, and closes them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from slideformer.data.batches import Batch
 from slideformer.engine import diagnose
 from slideformer.engine.custom_loss import TokenLoss, head_passes
-from slideformer.engine.durable import durable_states
+from slideformer.engine.durable import boundary_file_in, durable_states
 from slideformer.engine.evaluate import Evaluation, evaluate
 from slideformer.engine.generate import OnToken, batching_for, generate
 from slideformer.engine.layouts import layouts
-from slideformer.engine.machinery import Machinery
+from slideformer.engine.machinery import EMBEDDING, Machinery
 from slideformer.engine.sampling import Decoding
 from slideformer.engine.snapshot import Snapshot
 from slideformer.engine.step import train_step
@@ -29,7 +29,7 @@ from slideformer.memory.host import HostAllocator, LayerState
 from slideformer.memory.snapshot import SnapshotMemory
 from slideformer.models.architecture import Decoder
 from slideformer.optim.adamw import AdamWStep
-from slideformer.optim.threads import cpu_threads
+from slideformer.optim.threads import optimizer_threads
 from slideformer.plan.pins import Pins
 from slideformer.plan.plan import Workload
 from slideformer.plan.sizes import OptimizerState, Sizes
@@ -74,9 +74,12 @@ class Engine:
         self.lanes = lanes or lanes_for(decoder.device)
         on_accelerator = self.lanes.device.type != "cpu"
         self.allocator = HostAllocator(pin=on_accelerator)
-        threads = threads or optimizer_threads(on_accelerator)
+        self._threads = threads = threads or optimizer_threads(on_accelerator)
         pin_lo = on_accelerator and dtype == torch.float32  # in bf16 the GPU never sees the remainders
-        with self.allocator.closed_if_it_fails():
+        with self.allocator.closed_if_it_fails(), ExitStack() as opened:
+            boundary_file = boundary_file_in(offload_dir, decoder, sizes, dtype)
+            if boundary_file is not None:
+                opened.callback(boundary_file.close)
             units = layouts(decoder)
             on_device = units_on_device(units, decoder.block_names, sizes.resident, sizes.resident_ends)
             on_disk = units_on_disk(units, decoder.block_names[sizes.resident :], sizes.disk_blocks)
@@ -93,18 +96,17 @@ class Engine:
                 sizes.moment_dtype,
                 seed,
                 sizes.disk_buffers,
+                sizes.disk_weight_blocks,
             )
-            try:
-                self._machinery = Machinery(
-                    decoder, self.lanes, self.allocator, self.states, self._records, sizes, dtype
-                )  # fmt: skip
-                self._state_bytes = {
-                    unit: LayerState.bytes_needed(layout, sizes.moment_dtype) for unit, layout in units.items()
-                }
-                self._snapshot_memory = SnapshotMemory(self._state_bytes.values(), sizes.snapshot_units, self.allocator)
-            except BaseException:
-                self._records.close()
-                raise
+            opened.callback(self._records.close)
+            self._machinery = Machinery(
+                decoder, self.lanes, self.allocator, self.states, self._records, sizes, dtype, boundary_file
+            )  # fmt: skip
+            self._state_bytes = {
+                unit: LayerState.bytes_needed(layout, sizes.moment_dtype) for unit, layout in units.items()
+            }
+            self._snapshot_memory = SnapshotMemory(self._state_bytes.values(), sizes.snapshot_units, self.allocator)
+            self._files = opened.pop_all()
         self._snapshot: Snapshot | None = None
         self.origin: Origin | None = None
         self._failure: BaseException | None = None
@@ -320,7 +322,10 @@ class Engine:
         return self._unit_states()
 
     def _unit_states(self) -> dict[str, UnitState]:
-        return {unit: UnitState(state.layout, state.opened, state.counts.missed) for unit, state in self.states.items()}
+        """In the order in which a step changes them: a table at its head's gradient, then the last block first."""
+        order = sorted(reversed(self.states), key=lambda unit: unit != EMBEDDING)
+        states = {unit: self.states[unit] for unit in order}
+        return {unit: UnitState(state.layout, state.opened, state.counts.missed) for unit, state in states.items()}
 
     def begin_snapshot(self) -> Snapshot:
         """What `unit_states` would be now, kept while later steps go on; waits for nothing. One at a time: a snapshot
@@ -332,7 +337,8 @@ class Engine:
         self._refuse_after_failure()
         assert self._snapshot is None, "one snapshot at a time"
         updates = self._machinery.updates
-        self._snapshot = Snapshot(self._unit_states(), self._state_bytes, self._snapshot_memory, updates)
+        units, threads = self._unit_states(), self._threads
+        self._snapshot = Snapshot(units, self._state_bytes, self._snapshot_memory, threads, updates)
         return self._snapshot
 
     def end_snapshot(self) -> None:
@@ -346,7 +352,7 @@ class Engine:
         self.end_snapshot()
         self._machinery.updates.worker.close()
         try:
-            self._records.close()
+            self._files.close()
             if self.lanes.device.type != "cpu":
                 torch.accelerator.synchronize(self.lanes.device)
         finally:  # a device that failed tells so again
@@ -395,9 +401,3 @@ class Engine:
                 f"an earlier step failed ({type(self._failure).__name__}), so layers may be of different steps",
                 "start again from the last saved model",
             ) from self._failure
-
-
-def optimizer_threads(on_accelerator: bool) -> int:
-    """One thread submits forward, another (autograd's) backward: neither should wait for a core."""
-    available = cpu_threads()
-    return available - 2 if on_accelerator and available > 4 else available

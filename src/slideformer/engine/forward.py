@@ -72,6 +72,8 @@ class Passes:
             more: another pass may follow: its first blocks come while this one ends.
         """
         ahead = self._e.window.depth - self._kept
+        coming = [i for i in range(self._blocks) if i not in self._held]
+        self._e.window.expect([*coming, *(range(self._kept, self._blocks) if more else [])])
         for i in range(self._e.window.depth):
             self._fetch(i)
         for i in range(self._blocks):

@@ -115,7 +115,8 @@ class InferenceEngine:
         def copy(i: int, out: Tensor) -> None:
             layers[i].copy_weights(out)
 
-        return LayerWindow(self.lanes, [layer.layout for layer in layers], depth, dtype, _always_fresh, _no_wait, copy)
+        layouts_of = [layer.layout for layer in layers]
+        return LayerWindow(self.lanes, layouts_of, depth, dtype, _always_fresh, _no_wait, lambda _: copy)
 
     def _prefix(self, unit: str) -> str:
         return f"{unit}." if unit in self.decoder.block_names else ""

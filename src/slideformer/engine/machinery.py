@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from slideformer.data.batches import Batch
+from slideformer.engine.block_weights import BlockWeights
 from slideformer.engine.compute import MicroBatch, Weights
 from slideformer.engine.durable import DurableState
 from slideformer.engine.send_batches import send_batches
@@ -18,18 +19,20 @@ from slideformer.engine.tape import Level
 from slideformer.engine.updates import StepUpdates, Updates
 from slideformer.layout import FlatLayout
 from slideformer.memory.activations import ActivationStore
+from slideformer.memory.boundaries_on_disk import BoundariesOnDisk
 from slideformer.memory.device_state import DeviceState
 from slideformer.memory.device_table import DeviceTable
-from slideformer.memory.disk_state import AllInMemory, RecordRing
 from slideformer.memory.embedding import EmbeddingTable, take_shard_rows
 from slideformer.memory.feed import TokenFeed
 from slideformer.memory.gradients import Accumulator, GradientRing, HostGradient
 from slideformer.memory.head import HeadWeight, ResidentHead, zeroed
 from slideformer.memory.head_shards import HeadShards, ResidentHeadShards
 from slideformer.memory.host import HostAllocator, LayerState
+from slideformer.memory.record_ring import AllInMemory, RecordRing
 from slideformer.memory.window import LayerWindow
 from slideformer.models.architecture import Decoder
 from slideformer.plan.sizes import Sizes
+from slideformer.storage.disk import DiskFile
 from slideformer.streams import Lanes
 
 EMBEDDING, HEAD, SHELL, UNUSED = "embedding", "head", "shell", "unused"
@@ -44,6 +47,7 @@ class Machinery:
             blocks may be on disk, and what is on the device are the first blocks, and all other trained units or none.
         records: where those are.
         dtype: what the device computes in, bfloat16 or float32; gradients cross the link in it.
+        boundary_file: for the boundaries that `sizes` puts on disk.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Machinery:
         records: RecordRing | AllInMemory,
         sizes: Sizes,
         dtype: torch.dtype,
+        boundary_file: DiskFile | None = None,
     ):
         self.decoder, self.lanes, self.states, self.sizes = decoder, lanes, states, sizes
         self.head_chunk = sizes.head_chunk
@@ -63,15 +68,17 @@ class Machinery:
         self._learn_where_backward_ends()
         self.updates = Updates(lanes, records, skip=lambda unit: states[unit].counts.skip())
         self._submission = Submission(lanes, self.updates)
+        weights = BlockWeights(self.blocks, self.updates, records, allocator, dtype, sizes.staging_buffers)
         self.window = LayerWindow(
             lanes,
             self.layouts,
             sizes.window_depth,
             dtype,
-            fresh=lambda i: self.updates.fresh(decoder.block_names[i]),
-            wait_fresh=lambda i: self.updates.wait_fresh(decoder.block_names[i]),
-            copy_weights=lambda i, out: self.blocks[i].copy_weights(out),
-            resident=self._resident_blocks(),
+            weights.fresh,
+            weights.wait_fresh,
+            weights.copy_of,
+            self._resident_blocks(),
+            weights,
         )
         self.gradients = GradientRing(
             lanes,
@@ -83,10 +90,7 @@ class Machinery:
             units=len(states) + 1,  # the embedding has two: rows and rest
             wait_until=self.updates.worker.wait_until,
         )
-        boundary = sizes.micro_batch_tokens * decoder.hidden
-        self.saved = ActivationStore(
-            lanes, allocator, range(sizes.boundaries_on_host(decoder.depth)), sizes.micro_batches, boundary, dtype
-        )
+        self.saved = self._boundaries(boundary_file, allocator, dtype)
         self.table = self._table(allocator, dtype)
         self._held_gradients = {
             i: torch.zeros(state.layout.trained_numel, dtype=dtype, device=lanes.device)
@@ -100,6 +104,18 @@ class Machinery:
 
     def _resident_blocks(self) -> dict[int, DeviceState]:
         return {i: state for i, state in enumerate(self.blocks) if isinstance(state, DeviceState)}
+
+    def _boundaries(self, file: DiskFile | None, allocator: HostAllocator, dtype: torch.dtype) -> ActivationStore:
+        sizes, decoder, on_disk = self.sizes, self.decoder, None
+        boundary = sizes.micro_batch_tokens * decoder.hidden
+        if file is not None:
+            names = decoder.block_names[: sizes.boundaries_on_disk(decoder.depth)]
+            boundary_bytes = boundary * dtype.itemsize
+            on_disk = BoundariesOnDisk(
+                file, names, sizes.micro_batches, boundary_bytes, allocator, sizes.staging_buffers
+            )  # fmt: skip
+        off_device = range(sizes.boundaries_on_host(decoder.depth))
+        return ActivationStore(self.lanes, allocator, off_device, sizes.micro_batches, boundary, dtype, on_disk)
 
     def _table(self, allocator: HostAllocator, dtype: torch.dtype) -> EmbeddingTable | DeviceTable:
         state, rows, padding = self.states[EMBEDDING], self.sizes.step_tokens, self.decoder.padding_row
@@ -155,7 +171,7 @@ class Machinery:
             dtype,
             fresh=lambda _: self.updates.fresh(SHELL),
             wait_fresh=lambda _: self.updates.wait_fresh(SHELL),
-            copy_weights=copy_shell,
+            copy_of=lambda _: copy_shell,
             resident={0: state} if isinstance(state, DeviceState) else {},
         )
         trained = state.layout.trained_numel
@@ -178,6 +194,8 @@ class Machinery:
         """A result to fill; its loss starts at zero."""
         loss = torch.empty((), dtype=torch.float32, device=self.lanes.device)
         self.lanes.compute.run(loss.zero_)
+        depth = self.decoder.depth
+        self.window.expect([*range(depth), *reversed(range(self.lowest, depth - self.window.depth))])
         trained = sum(batch.trained_tokens for batch in micro_batches)
         return StepResult(self.updates, pending, trained, loss, self._host_losses[pending.hyper.step % 2])
 

@@ -1,9 +1,11 @@
 """The state after one step, kept as it was while later steps change it: what a checkpoint is written from.
 
 Each unit is *taken* once: copied, if there is memory for a copy, or else read where it lies while its next update
-waits. Whoever comes first takes it: a thread that goes ahead through the units, the writer that needs it next, or the
-optimizer, just before it changes it. So a step waits for no more than a copy where there is memory for the whole state,
-and for the writer where there is none.
+waits. Whoever comes first takes it: a thread that goes ahead through the units in the order of their next updates, the
+optimizer, just before it changes one, or, where there is no memory, the writer. So a step waits for no more than a copy
+where there is memory for the whole state, and for the writer where there is none.
+
+The writer leaves the copies to the thread that goes ahead, as it has a lower priority: an update would wait for it.
 
 Nobody waits in a circle: the writer waits only for updates of the step itself, and these never wait for the snapshot.
 Updates of later steps may, for the writer to be done with a unit; they are submitted only once those of the step are
@@ -28,9 +30,10 @@ class Snapshot:
     """All units as one step left them, while later steps go on; `close` it.
 
     Args:
-        units: where the units live.
+        units: where the units live, in the order of their next updates.
         unit_bytes: unit -> size of its state.
         memory: for copies; nobody else's as long as this lives.
+        threads: that copy a unit.
         updates: all those of the step have been submitted to it.
     """
 
@@ -39,9 +42,11 @@ class Snapshot:
         units: Mapping[str, UnitState],
         unit_bytes: Mapping[str, int],
         memory: SnapshotMemory,
+        threads: int,
         updates: Updates,
     ):
         self._units, self._bytes, self._memory, self._updates = units, unit_bytes, memory, updates
+        self._threads = threads
         self._changed = threading.Condition()
         self._untaken = list(units)
         self._held: set[str] = set()  # being copied, or read where they lie
@@ -49,7 +54,8 @@ class Snapshot:
         self._missed: dict[str, Counter[str]] = {unit: Counter() for unit in units}
         self._no_more_updates = False
         self._failure: BaseException | None = None
-        self._ahead = threading.Thread(target=self._take_ahead, name="snapshot", daemon=True)
+        self._goes_ahead = True
+        self._ahead = threading.Thread(target=self._run_ahead, name="snapshot", daemon=True)
         updates.watch(self)
         self._ahead.start()
 
@@ -110,16 +116,23 @@ class Snapshot:
 
     # ---- taking
 
+    def _run_ahead(self) -> None:
+        failure = None
+        try:
+            self._take_ahead()
+        except BaseException as error:  # the writer tells
+            failure = error
+        with self._changed:
+            self._goes_ahead = False
+            if failure is not None:
+                self._failure = failure
+                self._untaken.clear()
+            self._changed.notify_all()
+
     def _take_ahead(self) -> None:
         """Copy what has settled, as long as there is memory, before anybody has to wait for it."""
-        try:
-            while claimed := self._claim():
-                self._copy(*claimed)
-        except BaseException as error:  # the writer tells
-            with self._changed:
-                self._failure = error
-                self._untaken.clear()
-                self._changed.notify_all()
+        while claimed := self._claim():
+            self._copy(*claimed)
 
     def _claim(self) -> tuple[str, Tensor] | None:
         """The next unit to copy ahead, and memory for it; None once all are taken."""
@@ -155,7 +168,7 @@ class Snapshot:
         copy = None
         try:
             with self._read_in_place(unit) as state:
-                copy = StateCopy(state.tensors(), buffer)
+                copy = StateCopy(state.tensors(), buffer, self._threads)
         finally:
             with self._changed:
                 if copy is None:
@@ -176,7 +189,7 @@ class Snapshot:
     def _opened(self, unit: str, change: bool) -> AbstractContextManager[HasTensors]:
         assert not change, "a snapshot is only read"
         with self._changed:
-            self._changed.wait_for(lambda: unit not in self._held and self._is_decided(unit))
+            self._changed.wait_for(lambda: unit not in self._held and self._may_be_opened(unit))
             if unit in self._copies:
                 return self._opened_copy(self._copies.pop(unit))
             self._check_there(unit)
@@ -187,8 +200,12 @@ class Snapshot:
         self._copy(unit, buffer)
         return self._opened(unit, change)
 
-    def _is_decided(self, unit: str) -> bool:
-        return unit not in self._untaken or self._no_more_updates or self._updates.settled(unit)
+    def _may_be_opened(self, unit: str) -> bool:
+        if unit not in self._untaken:
+            return True
+        if self._updates.settled(unit):
+            return not (self._goes_ahead and self._memory.has_room_for(self._bytes[unit]))
+        return self._no_more_updates
 
     def _check_there(self, unit: str) -> None:
         if unit not in self._untaken:

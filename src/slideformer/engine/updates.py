@@ -81,7 +81,13 @@ class Update:
 
 
 class Records(Protocol):
-    """Where the states of units are, if not in memory."""
+    """Where the states of units are, if not in memory.
+
+    Attributes:
+        holds_any: whether there is one to be expected.
+    """
+
+    holds_any: bool
 
     def expect(self, units: Sequence[str]) -> None:
         """They are updated next, in about this order."""
@@ -137,8 +143,7 @@ class Updates:
             self._pending.append(Update(step.submitted, unit, next_use, gradients, apply, step))
             self._unfinished[unit] += apply is not None
             step.submitted += 1
-            coming = self._coming()
-        self._records.expect(coming)
+        self._tell_records()
         self.worker.kick()
 
     def close(self, step: StepUpdates) -> None:
@@ -183,16 +188,19 @@ class Updates:
     # ---- in the worker
 
     def _work(self) -> bool:
-        with self._lock:
-            coming, update = self._coming(), self._choose()
-        self._records.expect(coming)
+        self._tell_records()
+        update = self._next()
         if update is None:
             return False
-        step = update.step
-        if step.max_norm is not None and step.norm is None:
-            self._read_norm(step)
+        if update.step.max_norm is not None and update.step.norm is None:
+            self._read_norm(update.step)
+            update = self._next() or update  # by now others have landed, too, which are needed first
         self._run(update)
         return True
+
+    def _next(self) -> Update | None:
+        with self._lock:
+            return self._choose()
 
     def _choose(self) -> Update | None:
         """The next update to run: the one needed first among those that can run; else the one submitted first.
@@ -203,6 +211,12 @@ class Updates:
         landed = [u for u in runnable if u.landed()]
         ready = [u for u in landed if self._records.ready(u.unit)]
         return min(ready or landed or runnable[:1], key=lambda u: u.next_use, default=None)
+
+    def _tell_records(self) -> None:
+        if self._records.holds_any:
+            with self._lock:
+                coming = self._coming()
+            self._records.expect(coming)
 
     def _coming(self) -> list[str]:
         """Units of the updates to run next, in the order that is likely now: landed ones by next use, then the others

@@ -1,179 +1,32 @@
-"""Durable layer state of which only the weights stay in host memory; the rest is a record on disk.
+"""Durable layer state of which at most the weights stay in host memory; the rest is a record on disk.
 
 An update needs the whole state: it arrives in one of a few buffers before its turn, is updated there by the code that
 updates state in memory, and is written back while the next ones are updated.
 """
 
-import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from slideformer.layout import FlatLayout
-from slideformer.memory.host import HostAllocator, LayerState
+from slideformer.memory.host import HostAllocator, LayerState, copy_planes
+from slideformer.memory.record_ring import RecordRing
 from slideformer.optim.adamw import AdamWStep
 from slideformer.optim.rounding import Rounding
-from slideformer.storage.disk import DiskFile, padded
-
-BUFFERS = 4  # one is updated, two arrive, one is written back
-
-
-class RecordRing:
-    """The buffers through which records pass, and what is on its way.
-
-    `expect` brings records before they are needed; `borrow` gives one. Whatever was or was not expected, `borrow` is
-    right: a wrong guess only costs time. Both may be called from any thread.
-
-    Args:
-        record_bytes: unit -> size of its record.
-        buffers: how many; with fewer than `BUFFERS` the disk and AdamW wait for each other more often.
-    """
-
-    def __init__(
-        self, directory: Path, record_bytes: Mapping[str, int], allocator: HostAllocator, buffers: int = BUFFERS
-    ):
-        self.file = DiskFile(directory, record_bytes)  # first: no room is known before memory is taken
-        size = max(map(padded, record_bytes.values()), default=0)
-        self._units = frozenset(record_bytes)
-        self.buffers = [allocator.empty("disk buffers", (size,), torch.uint8) for _ in range(buffers)]
-        self._memory = [buffer.numpy().data for buffer in self.buffers]
-        self._changed = threading.Condition()
-        self._free = list(range(buffers))
-        self._arriving: dict[str, tuple[int, Future[None]]] = {}
-        self._borrowed: set[str] = set()  # what the disk has of them is about to be the past
-        self._in_use = 0  # buffers that are borrowed or being written: they come back by themselves
-        self._error: BaseException | None = None
-
-    @staticmethod
-    def bytes_needed(record_bytes: Iterable[int], buffers: int = BUFFERS) -> int:
-        """In host memory."""
-        return buffers * max(map(padded, record_bytes), default=0)
-
-    def expect(self, units: Sequence[str]) -> None:
-        """These are needed soon, in this order: bring as many as there are free buffers for.
-
-        Raises:
-            DiskError: a record could not be written back.
-        """
-        with self._changed:
-            self._check()
-            for unit in units:
-                if unit in self._units and unit not in self._arriving and unit not in self._borrowed and self._free:
-                    self._bring(unit)
-
-    def ready(self, unit: str) -> bool:
-        """Whether `borrow` would not wait, as for everything that is not on disk."""
-        if unit not in self._units:
-            return True
-        with self._changed:
-            return unit in self._arriving and self._arriving[unit][1].done()
-
-    @contextmanager
-    def borrow(self, unit: str, change: bool) -> Iterator[int]:
-        """The number of the buffer that holds the unit's record. With `change` it is written back afterwards, in the
-        background.
-
-        Raises:
-            DiskError: the record could not be read, or an earlier one not written.
-        """
-        buffer, arrived = self._take(unit)
-        written = None
-        try:
-            arrived.result()
-            yield buffer
-            if change:
-                written = self.file.write(unit, self._memory[buffer])
-        finally:
-            self._end_of_loan(unit, buffer, is_written=written is not None)
-        if written is not None:
-            written.add_done_callback(lambda done: self._give_back(buffer, done.exception()))
-
-    def drain(self) -> None:
-        """Wait until everything is written back.
-
-        Raises:
-            DiskError: something could not be.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: self._in_use == 0)
-            self._check()
-
-    def close(self) -> None:
-        self.file.close()
-
-    def _take(self, unit: str) -> tuple[int, Future[None]]:
-        with self._changed:
-            self._changed.wait_for(lambda: self._can_take(unit))
-            self._check()
-            if unit not in self._arriving:
-                if not self._free:
-                    self._forget_one()
-                self._bring(unit)
-            self._in_use += 1
-            self._borrowed.add(unit)
-            return self._arriving.pop(unit)
-
-    def _can_take(self, unit: str) -> bool:
-        there = unit in self._arriving or bool(self._free) or not self._in_use
-        return self._error is not None or (unit not in self._borrowed and there)
-
-    def _bring(self, unit: str) -> None:
-        buffer = self._free.pop()
-        self._arriving[unit] = buffer, self.file.read(unit, self._memory[buffer])
-
-    def _forget_one(self) -> None:
-        """Of the records that are expected, let go of the one that was asked for last."""
-        buffer, arrived = self._arriving.pop(next(reversed(self._arriving)))
-        arrived.exception()  # waits; what is wrong with it is told when it is asked for again
-        self._free.append(buffer)
-
-    def _end_of_loan(self, unit: str, buffer: int, is_written: bool) -> None:
-        with self._changed:
-            self._borrowed.remove(unit)
-            self._changed.notify_all()
-        if not is_written:
-            self._give_back(buffer)
-
-    def _give_back(self, buffer: int, error: BaseException | None = None) -> None:
-        with self._changed:
-            self._error = self._error or error
-            self._free.append(buffer)
-            self._in_use -= 1
-            self._changed.notify_all()
-
-    def _check(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-
-class AllInMemory:
-    """In place of a ring where nothing is on disk."""
-
-    def expect(self, units: Sequence[str]) -> None:
-        pass
-
-    def ready(self, unit: str) -> bool:
-        return True
-
-    def drain(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+from slideformer.storage.disk import padded
+from slideformer.storage.record_files import weights_of
 
 
 class DiskState:
-    """The state of one layer, as `LayerState`, with all but what is resident in a record of the ring.
+    """The state of one layer, as `LayerState`, in a record of the ring.
 
     Args:
-        resident: names of what stays in host memory, as `LayerState` asks its allocator for it.
+        fetched: names of what the device fetches, as `LayerState` asks its allocator for it.
+        weights_on_disk: whether that is in the record, too, as its start; otherwise it stays in host memory, pinned.
 
     Attributes:
-        hi: bfloat16 [numel], in host memory, pinned.
         counts: as in `LayerState`.
     """
 
@@ -185,18 +38,19 @@ class DiskState:
         ring: RecordRing,
         pin_lo: bool,
         threads: int | None,
-        resident: Collection[str],
+        fetched: Collection[str],
         moment_dtype: torch.dtype = torch.float32,
         rounding: Rounding | None = None,
+        weights_on_disk: bool = False,
     ):
-        self.name, self.layout, self._ring = name, layout, ring
-        places = Places(allocator, resident)
+        self.name, self.layout, self.weights_on_disk = name, layout, weights_on_disk
+        self._ring, self._fetches_lo = ring, "weight remainders" in fetched
+        places = Places(allocator, fetched, weights_on_disk)
         self._over = [
             LayerState(name, layout, places.over(buffer), pin_lo, threads, moment_dtype, rounding)
             for buffer in ring.buffers
         ]
-        self.hi, self.counts = self._over[0].hi, self._over[0].counts
-        self._lo_is_resident = "weight remainders" in resident
+        self.counts = self._over[0].counts
         for state in self._over:
             state.counts = self.counts
 
@@ -206,22 +60,24 @@ class DiskState:
         Raises:
             DiskError: it cannot be read, or an earlier one not written.
         """
-        return self._opened(change)
+        return self._opened(self.name, change)
 
     @contextmanager
-    def _opened(self, change: bool) -> Iterator[LayerState]:
-        with self._ring.borrow(self.name, change) as buffer:
+    def _opened(self, record: str, change: bool) -> Iterator[LayerState]:
+        with self._ring.borrow(record, change) as buffer:
             yield self._over[buffer]
 
     def opened_weights(self, dtype: torch.dtype) -> AbstractContextManager[LayerState]:
-        """A state of which only the weights are to be read, in `dtype`; from the disk if they need their remainders."""
-        if dtype == torch.bfloat16 or self._lo_is_resident:
-            return nullcontext(self._over[0])
-        return self._opened(change=False)
+        """A state of which only the weights are to be read, in `dtype`; what of them is on disk is read from there."""
+        if dtype != torch.bfloat16 and not self._fetches_lo:
+            return self._opened(self.name, change=False)
+        if self.weights_on_disk:
+            return self._opened(weights_of(self.name), change=False)
+        return nullcontext(self._over[0])
 
     def update(self, gradient: Tensor, reached: Collection[str], hyper: AdamWStep) -> None:
         """One AdamW step, as in `LayerState`."""
-        with self._opened(change=True) as state:
+        with self._opened(self.name, change=True) as state:
             state.update(gradient, reached, hyper)
 
     def copy_weights(self, out: Tensor) -> None:
@@ -229,23 +85,40 @@ class DiskState:
         with self.opened_weights(out.dtype) as state:
             state.copy_weights(out)
 
+    def copy_record(self, record: Tensor, out: Tensor) -> None:
+        """As `copy_weights`, of weights whose record is in `record` [at least its bytes, uint8]."""
+        numel = self.layout.numel
+        planes = record.view(torch.bfloat16)[:numel], record.view(torch.int16)[numel : 2 * numel]
+        copy_planes(*planes, out, self._over[0].adam.threads)
+
 
 class Places:
-    """Memory for one layer's state: what is resident is allocated once, the rest lies in whichever buffer it is in."""
+    """Memory for one layer's state, much of it in whichever buffer its record is in.
 
-    def __init__(self, allocator: HostAllocator | None = None, resident: Collection[str] = ()):
-        self._allocator, self._resident = allocator, resident
+    Args:
+        fetched: names of what the device fetches: allocated once, or, if it is on disk, at the start of the buffer.
+    """
+
+    def __init__(
+        self, allocator: HostAllocator | None = None, fetched: Collection[str] = (), fetched_on_disk: bool = False
+    ):
+        self._allocator, self._on_disk = allocator, fetched_on_disk
+        self._fetched: Collection[str] = fetched
         self._allocated: dict[str, Tensor] = {}
 
     def over(self, buffer: Tensor) -> HostAllocator:
         return PartsOfABuffer(self, buffer)
 
     def resident(self, name: str, shape: Iterable[int], dtype: torch.dtype, pinned: bool) -> Tensor | None:
-        if self._allocator is None or name not in self._resident:
+        if self._allocator is None or self._on_disk or name not in self._fetched:
             return None
         if name not in self._allocated:
             self._allocated[name] = self._allocator.empty(name, shape, dtype, pinned)
         return self._allocated[name]
+
+    def ends_weights(self, name: str) -> bool:
+        """Whether this part lies behind weights that are read alone, and so begins a page."""
+        return self._on_disk and name not in self._fetched
 
 
 class PartsOfABuffer(HostAllocator):
@@ -253,36 +126,42 @@ class PartsOfABuffer(HostAllocator):
 
     def __init__(self, places: Places, buffer: Tensor):
         super().__init__(pin=False)
-        self._places, self._rest = places, buffer
+        self._places, self._buffer, self._end = places, buffer, 0
+        self._within_weights = True
 
     def empty(self, name: str, shape: Iterable[int], dtype: torch.dtype, pinned: bool = False) -> Tensor:
         shape = tuple(shape)
         resident = self._places.resident(name, shape, dtype, pinned)
         if resident is not None:
             return resident
-        size_bytes = torch.Size(shape).numel() * dtype.itemsize
-        part, self._rest = self._rest[:size_bytes], self._rest[size_bytes:]
-        return part.view(dtype).view(shape)
+        if self._within_weights and self._places.ends_weights(name):
+            self._within_weights, self._end = False, padded(self._end)
+        start, self._end = self._end, self._end + torch.Size(shape).numel() * dtype.itemsize
+        return self._buffer[start : self._end].view(dtype).view(shape)
 
 
-def resident_parts(dtype: torch.dtype) -> dict[str, int]:
-    """What stays in host memory of a layer that computes in `dtype` -> bytes an element: what the device fetches."""
+def fetched_parts(dtype: torch.dtype) -> dict[str, int]:
+    """What the device fetches of a layer that computes in `dtype` -> bytes an element."""
     both = {"weights": torch.bfloat16.itemsize, "weight remainders": torch.int16.itemsize}
     return both if dtype == torch.float32 else {"weights": both["weights"]}
 
 
-def resident_bytes(layout: FlatLayout, dtype: torch.dtype) -> int:
-    """Of a layer's state, in host memory."""
-    return layout.numel * sum(resident_parts(dtype).values())
+def weight_bytes(layout: FlatLayout, dtype: torch.dtype) -> int:
+    """Of a layer's state: what the device fetches, in host memory or on disk."""
+    return layout.numel * sum(fetched_parts(dtype).values())
 
 
 def record_bytes(layout: FlatLayout, dtype: torch.dtype, moment_dtype: torch.dtype = torch.float32) -> int:
-    """Of a layer's state, on disk."""
-    return LayerState.bytes_needed(layout, moment_dtype) - resident_bytes(layout, dtype)
+    """Of a layer's state, on disk: all but its weights."""
+    return LayerState.bytes_needed(layout, moment_dtype) - weight_bytes(layout, dtype)
 
 
 def units_on_disk(layouts: Mapping[str, FlatLayout], blocks: Sequence[str], count: int) -> list[str]:
     """`count` of the blocks that are trained, evenly spread, so that between two the disk has time to work."""
-    trained = [name for name in blocks if layouts[name].trained_numel]
-    count = min(count, len(trained))
-    return [name for i, name in enumerate(trained) if (i + 1) * count // len(trained) > i * count // len(trained)]
+    return spread([name for name in blocks if layouts[name].trained_numel], count)
+
+
+def spread(units: Sequence[str], count: int) -> list[str]:
+    """`count` of the units, at even distances."""
+    count = min(count, len(units))
+    return [name for i, name in enumerate(units) if (i + 1) * count // len(units) > i * count // len(units)]

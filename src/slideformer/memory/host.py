@@ -162,10 +162,15 @@ class LayerState:
 
     def copy_part(self, start: int, out: Tensor) -> None:
         """Copy the weights from element `start` on to `out` [n], as `copy_weights`."""
-        hi, lo = self.hi[start : start + out.numel()], self.lo[start : start + out.numel()]
-        if out.dtype == torch.bfloat16:
-            out.copy_(hi, non_blocking=True)
-        elif out.device.type == "cpu":
-            join(hi, lo, out, self.adam.threads)
-        else:
-            join_reference(hi.to(out.device, non_blocking=True), lo.to(out.device, non_blocking=True), out)
+        stop = start + out.numel()
+        copy_planes(self.hi[start:stop], self.lo[start:stop], out, self.adam.threads)
+
+
+def copy_planes(hi: Tensor, lo: Tensor, out: Tensor, threads: int) -> None:
+    """Copy the weights of two planes [n] to `out` [n] on any device; in bf16 the remainders `lo` are not read."""
+    if out.dtype == torch.bfloat16:
+        out.copy_(hi, non_blocking=True)
+    elif out.device.type == "cpu":
+        join(hi, lo, out, threads)
+    else:
+        join_reference(hi.to(out.device, non_blocking=True), lo.to(out.device, non_blocking=True), out)

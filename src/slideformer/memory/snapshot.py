@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from slideformer import _core
 from slideformer.memory.host import HostAllocator
 
 
@@ -35,19 +36,27 @@ class SnapshotMemory:
         self._free = [buffer for buffer in self._free if buffer is not smallest]
         return smallest
 
+    def has_room_for(self, size_bytes: int) -> bool:
+        return any(buffer.numel() >= size_bytes for buffer in self._free)
+
     def give_back(self, buffer: Tensor) -> None:
         self._free.append(buffer)
 
 
 class StateCopy:
-    """A unit's tensors, copied into a buffer [at least their bytes, uint8]."""
+    """A unit's tensors, copied into a buffer [at least their bytes, uint8] by so many threads.
 
-    def __init__(self, tensors: Mapping[str, Tensor], buffer: Tensor):
+    Not by PyTorch, which would give each thread that copies a team of the whole machine's size.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], buffer: Tensor, threads: int):
         self.buffer = buffer
         self._tensors = {}
         for name, tensor in tensors.items():  # planes of 16 bits in pairs, so what comes behind them is aligned
             part, buffer = buffer[: tensor.nbytes], buffer[tensor.nbytes :]
-            self._tensors[name] = part.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+            if tensor.numel():
+                _core.copy(tensor.view(-1).view(torch.uint8), part, threads)
+            self._tensors[name] = part.view(tensor.dtype).view(tensor.shape)
 
     def tensors(self) -> dict[str, Tensor]:
         return self._tensors

@@ -16,6 +16,12 @@ def cpu_threads(root: Path = Path("/")) -> int:
     return max(1, int(min([affinity, *_cgroup_quotas(root)])))
 
 
+def optimizer_threads(beside_accelerator: bool) -> int:
+    """All, or beside an accelerator all but those for the thread that submits forward and autograd's, that backward."""
+    available = cpu_threads()
+    return available - 2 if beside_accelerator and available > 4 else available
+
+
 def _cgroup_quotas(root: Path) -> list[float]:
     """CPU limits, in CPUs, of this process's control groups and of all groups around them."""
     try:

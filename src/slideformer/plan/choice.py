@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeVar
 
-from slideformer.memory.disk_state import BUFFERS
+from slideformer.plan.offloading import BUFFERS_BESIDE_WEIGHTS, DISK_BUFFERS, Reach, ways
 from slideformer.plan.sizes import Sizes
 
 T = TypeVar("T")
@@ -20,7 +20,6 @@ GRID = 6  # numbers of resident blocks that are tried first
 REFINED = 4  # of the best of these, the neighbours are tried as well
 MICRO_BATCH_SIZES = 3
 FEWER_SLOTS = (8, 2, 1)  # for gradients that wait, if one for each block is too much for the host
-DISK_BUFFERS = (BUFFERS, 3, 2, 1)
 PLAYED = 32  # schedules at most, each time
 SAME = 1.01  # predictions are no better than that: among such equals, the least to do beside computation is preferred
 
@@ -62,7 +61,7 @@ class Limits:
         ends: values of `resident_ends`.
         kept: a number that is given, or None.
         keeps, keeps_outputs: whether anything may be kept at all, and expensive outputs alone.
-        offloads: whether there is a disk.
+        reach: the most that may be on disk.
     """
 
     blocks: int
@@ -71,7 +70,7 @@ class Limits:
     kept: int | None
     keeps: bool
     keeps_outputs: bool
-    offloads: bool
+    reach: Reach
 
 
 def choose(starts: Sequence[Sizes], limits: Limits, fits: Fits, costs: Costs) -> Sizes | None:
@@ -144,33 +143,39 @@ class Group:
         low, high = self.limits.resident
         if not low <= resident <= high:
             return
-        base = self._least_on_disk(self._fewest_boundaries(self._smallest(resident)))
-        if base is None:
-            return
-        yield base
-        if self.limits.keeps:
-            yield from dict.fromkeys([self._whole_first(base), self._outputs_first(base)])
+        for base in self._least_on_disk(self._fewest_boundaries(self._smallest(resident))):
+            yield base
+            if self.limits.keeps:
+                yield from dict.fromkeys([self._whole_first(base), self._outputs_first(base)])
 
     def _fewest_boundaries(self, sizes: Sizes) -> Sizes | None:
         """On the host; the others stay on the device."""
         ways = [replace(sizes, host_boundaries=count) for count in range(self.limits.blocks + 1)]
         return first(ways, self.fits.device)
 
-    def _least_on_disk(self, sizes: Sizes | None) -> Sizes | None:
-        """Fewer gradients that wait are better than states on disk, and fewer of these than fewer buffers for them."""
-        if sizes is None:
-            return None
-        slots = [] if sizes.resident_gradients else [count for count in FEWER_SLOTS if count < sizes.gradient_slots]
-        ways = [sizes, *(replace(sizes, gradient_slots=count) for count in slots)]
-        found = next((way for way in ways if self.fits.host(way)), None)
-        if found is None and self.limits.offloads:
-            on_disk = (self._on_disk(replace(way, disk_buffers=count)) for count in DISK_BUFFERS for way in ways)
-            found = next(filter(None, on_disk), None)
-        return found
+    def _least_on_disk(self, sizes: Sizes | None) -> Iterator[Sizes]:
+        """Fewer gradients that wait are better than states on disk, and fewer of these than fewer buffers for them.
 
-    def _on_disk(self, sizes: Sizes) -> Sizes | None:
-        sliding = self.limits.blocks - sizes.resident
-        found = first([replace(sizes, disk_blocks=count) for count in range(1, sliding + 1)], self.fits.host)
+        Of weights each that stays in memory counts, so what else takes memory may be better spent on them: several
+        answers then, for seconds to decide.
+        """
+        if sizes is None:
+            return
+        slots = [] if sizes.resident_gradients else [count for count in FEWER_SLOTS if count < sizes.gradient_slots]
+        waiting = [sizes, *(replace(sizes, gradient_slots=count) for count in slots)]
+        if found := next(filter(self.fits.host, waiting), None):
+            yield found
+            return
+        buffered = [replace(way, disk_buffers=count) for count in DISK_BUFFERS for way in waiting]
+        for kind in map(Reach, range(Reach.STATES, self.limits.reach + 1)):
+            if found := next(filter(None, (self._on_disk(way, kind) for way in buffered)), None):
+                fewer = [replace(waiting[-1], disk_buffers=count) for count in (BUFFERS_BESIDE_WEIGHTS, 1)]
+                others = (self._on_disk(way, kind) for way in fewer if kind == Reach.WEIGHTS)
+                yield from dict.fromkeys(filter(None, (found, *others)))
+                return
+
+    def _on_disk(self, sizes: Sizes, kind: Reach) -> Sizes | None:
+        found = first(ways(sizes, self.limits.blocks - sizes.resident, kind), self.fits.host)
         return found if found and self.fits.disk(found) else None
 
     def _whole_first(self, base: Sizes) -> Sizes:
@@ -237,12 +242,17 @@ class Search:
             return None
         limit = min(self._seconds.values()) * SAME
         equals = [sizes for sizes, seconds in self._seconds.items() if seconds <= limit]
-        found = min(equals, key=lambda s: (-s.micro_batch_size, s.disk_blocks, self.costs.beside_seconds(s)))
+        found = min(equals, key=lambda s: (-s.micro_batch_size, on_disk(s), self.costs.beside_seconds(s)))
         if found.resident_gradients:
             return found
         slots = found.gradient_slots
         fewer = [replace(found, gradient_slots=count) for count in range(min(FEWER_SLOTS[0], slots), slots + 1)]
         return first(fewer, lambda sizes: self.costs.seconds(sizes) <= limit) or found
+
+
+def on_disk(sizes: Sizes) -> tuple[int, int, int]:
+    """How much is, the kinds that cost a step the most first."""
+    return sizes.disk_weight_blocks, sizes.disk_boundaries, sizes.disk_blocks
 
 
 def halvings(descending: Sequence[int]) -> list[int]:

@@ -32,6 +32,21 @@ class Pending:
         return max(self.runnable, self.arrived)
 
 
+class Staging:
+    """Buffers between the disk and the GPU, each taken again when its use is over."""
+
+    def __init__(self, buffers: int):
+        self._free = [0.0] * buffers
+
+    def take(self) -> float:
+        """From when there is one."""
+        return self._free.pop(0)
+
+    def give_back(self, moment: float) -> None:
+        """Its use is over then."""
+        self._free.append(moment)
+
+
 class DiskQueue:
     """Records that pass through a few buffers, each read before its update and written behind it.
 
@@ -40,6 +55,9 @@ class DiskQueue:
     Args:
         spans: of the whole schedule, to which those of the disk are added.
         buffers: records in memory at once.
+
+    Attributes:
+        written: unit -> when its record is on disk again.
     """
 
     def __init__(self, spans: list[Span], buffers: int):
@@ -48,6 +66,7 @@ class DiskQueue:
         self._waiting: list[tuple[Pending, float, float]] = []
         self._busy: list[tuple[float, float]] = []
         self._begin = 0.0  # gaps before it are forgotten
+        self.written: dict[str, float] = {}
 
     def expect(self, update: Pending, seconds: float, known: float) -> None:
         """The update's record is wanted, which is known from some point in time on."""
@@ -57,16 +76,17 @@ class DiskQueue:
 
     def write_back(self, update: Pending, updated: float) -> None:
         """Behind it the buffer is the next record's."""
-        self._free.append(self._run(f"write {update.unit}", update.write, updated))
+        self.written[update.unit] = self.run(f"write {update.unit}", update.write, updated)
+        self._free.append(self.written[update.unit])
         self._bring()
 
     def _bring(self) -> None:
         while self._waiting and self._free:
             update, seconds, known = self._waiting.pop(0)
-            update.arrived = self._run(f"read {update.unit}", seconds, max(known, self._free.pop(0)))
+            update.arrived = self.run(f"read {update.unit}", seconds, max(known, self._free.pop(0)))
 
-    def _run(self, what: str, seconds: float, earliest: float) -> float:
-        """In the first gap that is long enough; returns its end."""
+    def run(self, what: str, seconds: float, earliest: float) -> float:
+        """Work for the disk, in the first gap that is long enough; returns its end."""
         start = max(earliest, self._begin)
         for begin, end in self._busy:
             if end > start:

@@ -1,21 +1,24 @@
 """Bytes of every named buffer of an engine, by tier, from the code that allocates them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from slideformer.layout import FlatLayout
 from slideformer.memory.activations import ActivationStore
+from slideformer.memory.boundaries_on_disk import BoundariesOnDisk, boundary_records
 from slideformer.memory.device_state import WayOut, units_on_device
 from slideformer.memory.device_table import DeviceTable
-from slideformer.memory.disk_state import RecordRing, record_bytes, units_on_disk
+from slideformer.memory.disk_staging import DiskStaging
+from slideformer.memory.disk_state import record_bytes, spread, units_on_disk, weight_bytes
 from slideformer.memory.embedding import EmbeddingTable
 from slideformer.memory.feed import TokenFeed
 from slideformer.memory.gradients import GradientRing
 from slideformer.memory.head import HeadWeight
 from slideformer.memory.head_shards import HeadShards, shard_rows
 from slideformer.memory.host import LayerState
+from slideformer.memory.record_ring import RecordRing
 from slideformer.memory.snapshot import SnapshotMemory
 from slideformer.memory.window import LayerWindow
 from slideformer.plan.sizes import Sizes
@@ -113,25 +116,32 @@ class Work:
 
 def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
     """Named buffers in host memory."""
+    n = len(model.blocks)
     block = GradientRing.numel_for(model.block_layouts)
     boundary = sizes.micro_batch_tokens * model.hidden
-    on_disk = records_on_disk(model, sizes, dtype)
+    on_disk, weights = records_on_disk(model, sizes, dtype), weights_on_disk(model, sizes, dtype)
     state_bytes = {name: LayerState.bytes_needed(layout, sizes.moment_dtype) for name, layout in model.layouts.items()}
     on_device = [state_bytes[unit] for unit in _on_device(model, sizes)]
     ends = (
         0 if sizes.resident_ends else model.layouts[model.head].trained_numel + model.layouts[model.shell].trained_numel
     )
     return {
-        "weights and optimizer state": sum(state_bytes.values()) - sum(on_disk.values()) - sum(on_device),
-        "disk buffers": RecordRing.bytes_needed(on_disk.values(), sizes.disk_buffers),
+        "weights and optimizer state": sum(state_bytes.values())
+        - sum(on_disk.values())
+        - sum(weights.values())
+        - sum(on_device),
+        "disk buffers": RecordRing.bytes_needed(on_disk, sizes.disk_buffers, weights)
+        + DiskStaging.bytes_needed(weights, sizes.staging_buffers),
         "way out of the device": WayOut.bytes_needed(on_device),
-        "gradients": GradientRing.host_bytes_needed(block, sizes.slots_for(len(model.blocks)), dtype)
-        + ends * dtype.itemsize,
+        "gradients": GradientRing.host_bytes_needed(block, sizes.slots_for(n), dtype) + ends * dtype.itemsize,
         "embedding rows": TokenFeed.bytes_needed(min(sizes.step_tokens, model.vocabulary))
         if sizes.resident_ends and model.layouts[model.embedding].trained_numel
         else EmbeddingTable.host_bytes_needed(model.vocabulary, model.embedding_width, sizes.step_tokens, dtype),
         "activations": ActivationStore.host_bytes_needed(
-            sizes.boundaries_on_host(len(model.blocks)), sizes.micro_batches, boundary, dtype.itemsize
+            sizes.boundaries_on_host(n) - sizes.boundaries_on_disk(n), sizes.micro_batches, boundary, dtype.itemsize
+        )
+        + BoundariesOnDisk.host_bytes_needed(
+            sizes.boundaries_on_disk(n), sizes.micro_batches, boundary * dtype.itemsize, sizes.staging_buffers
         ),
         "token ids": TokenFeed.bytes_needed(sizes.step_indices),
         "checkpoint copies": SnapshotMemory.bytes_needed(state_bytes.values(), sizes.snapshot_units),
@@ -157,13 +167,33 @@ def _on_device(model: ModelSizes, sizes: Sizes) -> list[str]:
 
 def disk_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
     """Named files in `budget.offload_dir`."""
-    return {"optimizer state": DiskFile.bytes_needed(records_on_disk(model, sizes, dtype))}
+    return {
+        "optimizer state": DiskFile.bytes_needed(records_on_disk(model, sizes, dtype)),
+        "weights": DiskFile.bytes_needed(weights_on_disk(model, sizes, dtype)),
+        "activations": DiskFile.bytes_needed(boundaries_on_disk(model.blocks, sizes, model.hidden, dtype)),
+    }
 
 
 def records_on_disk(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
-    """Unit on disk -> bytes of its record."""
-    units = units_on_disk(model.layouts, model.blocks[sizes.resident :], sizes.disk_blocks)
+    """Unit on disk -> bytes of its record, without weights."""
+    units = _on_disk(model, sizes)
     return {unit: record_bytes(model.layouts[unit], dtype, sizes.moment_dtype) for unit in units}
+
+
+def weights_on_disk(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
+    """Unit whose weights are on disk, too -> bytes of these."""
+    units = spread(_on_disk(model, sizes), sizes.disk_weight_blocks)
+    return {unit: weight_bytes(model.layouts[unit], dtype) for unit in units}
+
+
+def boundaries_on_disk(blocks: Sequence[str], sizes: Sizes, hidden: int, dtype: torch.dtype) -> dict[str, int]:
+    """Boundary on disk -> its bytes."""
+    boundary_bytes = sizes.micro_batch_tokens * hidden * dtype.itemsize
+    return boundary_records(blocks[: sizes.boundaries_on_disk(len(blocks))], sizes.micro_batches, boundary_bytes)
+
+
+def _on_disk(model: ModelSizes, sizes: Sizes) -> list[str]:
+    return units_on_disk(model.layouts, model.blocks[sizes.resident :], sizes.disk_blocks)
 
 
 def head_bytes(model: ModelSizes, work: Work, sizes: Sizes, dtype: torch.dtype) -> int:

@@ -9,7 +9,8 @@ from slideformer.plan.sizes import Sizes
 if TYPE_CHECKING:
     from slideformer.plan.plan import Workload
 
-COUNTS_OF_BLOCKS = ("kept_outputs", "host_boundaries", "disk_blocks", "gradient_slots")
+ON_DISK = ("disk_blocks", "disk_boundaries", "disk_weight_blocks")
+COUNTS_OF_BLOCKS = ("kept_outputs", "host_boundaries", "gradient_slots", *ON_DISK)
 ON_THE_GPU = ("resident", "resident_ends")
 
 
@@ -21,6 +22,8 @@ class Pins:
     kept_outputs: int | None = None
     host_boundaries: int | None = None
     disk_blocks: int | None = None
+    disk_boundaries: int | None = None
+    disk_weight_blocks: int | None = None
     gradient_slots: int | None = None
     head_shards: int | None = None
 
@@ -35,7 +38,15 @@ class Pins:
     def of(self, sizes: Sizes, blocks: int) -> Sizes:
         """The sizes with what is given in the place of what was chosen; of blocks, at most as many as there are."""
         given = self.given()
-        return replace(sizes, **given | {key: min(given[key], blocks) for key in COUNTS_OF_BLOCKS if key in given})
+        found = replace(sizes, **given | {key: min(given[key], blocks) for key in COUNTS_OF_BLOCKS if key in given})
+        if self.disk_blocks is None:  # weights are on disk beside their block's state
+            return replace(found, disk_blocks=max(found.disk_blocks, self.disk_weight_blocks or 0))
+        return replace(found, disk_weight_blocks=min(found.disk_weight_blocks, found.disk_blocks))
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether it is given how much of something is on disk."""
+        return any(getattr(self, name) is not None for name in ON_DISK)
 
 
 def pinned(workload: "Workload") -> dict[str, int]:
@@ -72,11 +83,12 @@ def check_pins(
                 f"{name}: {given[name]}, but gradient_checkpointing: true recomputes every layer",
                 "keep one of the two",
             )
-    if given.get("disk_blocks") and not has_disk:
-        raise ConfigError(
-            f"disk_blocks: {given['disk_blocks']}, but there is no disk for them",
-            "set budget.offload_dir to a directory on a fast local disk",
-        )
+    for name in ON_DISK:
+        if given.get(name) and not has_disk:
+            raise ConfigError(
+                f"{name}: {given[name]}, but there is no disk for them",
+                "set budget.offload_dir to a directory on a fast local disk",
+            )
     resident, on_disk = given.get("resident", 0), given.get("disk_blocks", 0)
     if resident and on_disk and resident + on_disk > blocks:
         raise ConfigError(

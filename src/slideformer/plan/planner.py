@@ -1,9 +1,10 @@
 """The decision: sizes that fit the budgets, or a refusal that says what would."""
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from math import ceil
 
 import torch
@@ -12,13 +13,14 @@ from slideformer.memory.window import slot_numel
 from slideformer.plan.choice import Costs, Fits, Group, Limits, choose, halvings
 from slideformer.plan.feasible import Asked, Possible, of_length, one_that_fits
 from slideformer.plan.footprint import ModelSizes, Work, device_bytes, disk_bytes, host_bytes
-from slideformer.plan.offloading import fewest_on_disk
+from slideformer.plan.offloading import Reach, fewest_on_disk, reaches
 from slideformer.plan.pace import Pace
 from slideformer.plan.pins import check_pins
 from slideformer.plan.plan import Plan, Workload
 from slideformer.plan.refusal import does_not_fit
 from slideformer.plan.sizes import Sizes
 
+FILE_BYTES = 2  # a parameter in published files, nearly always
 TARGET_TOKENS = 8192  # of a micro-batch: enough to fill a large GPU; more only costs memory
 PREFERRED_DEPTH = 3  # one layer computes, one is ready, one arrives
 PREFERRED_SLOTS = 8  # gradients that wait for the CPU before backward does
@@ -54,25 +56,26 @@ def make_plan(
         ConfigError: a size is pinned that no budget makes possible.
     """
 
+    @cache  # tried again with each kind on disk
     def plan_of(sizes: Sizes) -> Plan:
         budgets = (host_budget_bytes, device_budget_bytes, disk_budget_bytes)
-        return _plan(workload.pins.of(sizes, len(model.blocks)), model, work, dtype, *budgets, process_bytes)
+        pinned = workload.pins.of(sizes, len(model.blocks))
+        return _plan(pinned, model, work, dtype, *budgets, process_bytes)
 
-    limits = _limits(model, work, workload, dtype, device_budget_bytes, disk_budget_bytes)
-    candidates = _candidates(model, workload, dtype)
-    starts = [sizes for sizes in candidates if not sizes.host_boundaries]
-    if pace is not None and device_budget_bytes is not None:
-        sizes = _of_the_shortest_step(starts, workload, limits, plan_of, pace, dtype)
-        chosen = None if sizes is None else plan_of(sizes)
-    else:
-        chosen = _first_preferred(candidates, limits, plan_of) or _fewest_resident(starts, workload, limits, plan_of)
-    if chosen is None:
-        if finer := _with_smaller_shards(model, workload):
-            budgets = (host_budget_bytes, device_budget_bytes, process_bytes, disk_budget_bytes)
-            return make_plan(model, work, finer, dtype, *budgets, pace)
-        asked = Asked(replace(workload, head_shards=1), host_budget_bytes, device_budget_bytes, disk_budget_bytes)
-        raise does_not_fit(asked, _possible(model, work, workload.max_length, dtype, process_bytes))
-    return _copy_what_fits(chosen, workload, plan_of)
+    workloads = list(_in_shards(model, workload))
+    for reach, asked in product(reaches(disk_budget_bytes), workloads):
+        limits = _limits(model, work, asked, dtype, device_budget_bytes, reach)
+        candidates = _candidates(model, asked, dtype)
+        starts = [sizes for sizes in candidates if not sizes.host_boundaries]
+        if pace is not None and device_budget_bytes is not None:
+            sizes = _of_the_shortest_step(starts, asked, limits, plan_of, pace, dtype)
+            chosen = None if sizes is None else plan_of(sizes)
+        else:
+            chosen = _first_preferred(candidates, limits, plan_of) or _fewest_resident(starts, asked, limits, plan_of)
+        if chosen is not None:
+            return _copy_what_fits(chosen, asked, plan_of)
+    budgets = Asked(workload, host_budget_bytes, device_budget_bytes, disk_budget_bytes)
+    raise does_not_fit(budgets, _possible(model, work, workload.max_length, dtype, process_bytes))
 
 
 def _possible(model: ModelSizes, work: Work, measured_length: int, dtype: torch.dtype, process_bytes: int) -> Possible:
@@ -87,35 +90,34 @@ def _possible(model: ModelSizes, work: Work, measured_length: int, dtype: torch.
     def possible(asked: Asked) -> Plan | None:
         def plan_of(sizes: Sizes) -> Plan:
             plan = needed(asked.workload, sizes, asked.device is not None)
-            budgets = (asked.host, asked.device, asked.disk)
             return replace(
-                plan, host_budget_bytes=budgets[0], device_budget_bytes=budgets[1], disk_budget_bytes=budgets[2]
+                plan,
+                host_budget_bytes=asked.host,
+                device_budget_bytes=asked.device,
+                disk_budget_bytes=asked.disk,
             )
 
-        workload: Workload | None = asked.workload
-        limits = _limits(model, work, workload, dtype, asked.device, asked.disk)
-        while workload is not None:
+        limits = _limits(model, work, asked.workload, dtype, asked.device, reaches(asked.disk)[-1])
+        for workload in _in_shards(model, asked.workload):
             starts = [sizes for sizes in _candidates(model, workload, dtype) if not sizes.host_boundaries]
-            found = one_that_fits(starts, limits, _fits_of(plan_of, workload), plan_of)
-            if found is not None:
+            if found := one_that_fits(starts, limits, _fits_of(plan_of, workload), plan_of):
                 return found
-            workload = _with_smaller_shards(model, workload)
         return None
 
     return possible
 
 
-def _with_smaller_shards(model: ModelSizes, workload: Workload) -> Workload | None:
-    """The head in twice as many shards, if they are still larger than a layer."""
+def _in_shards(model: ModelSizes, workload: Workload) -> Iterator[Workload]:
+    """The head whole, then in twice as many shards each time, as long as these are larger than a layer."""
+    yield workload
     shard = model.layouts[model.head].numel // workload.head_shards
     pinned = workload.pins.head_shards is not None
-    if pinned or not model.head_shards_exactly or shard <= slot_numel(model.block_layouts):
-        return None
-    return replace(workload, head_shards=2 * workload.head_shards)
+    if not pinned and model.head_shards_exactly and shard > slot_numel(model.block_layouts):
+        yield from _in_shards(model, replace(workload, head_shards=2 * workload.head_shards))
 
 
 def _limits(
-    model: ModelSizes, work: Work, workload: Workload, dtype: torch.dtype, device_bytes: int | None, disk: int | None
+    model: ModelSizes, work: Work, workload: Workload, dtype: torch.dtype, device_bytes: int | None, reach: Reach
 ) -> Limits:
     """What may be chosen: only what computes in bf16 on a device can be resident, as its weights are used in place."""
     n, pinned, pins = len(model.blocks), workload.resident, workload.pins
@@ -125,7 +127,7 @@ def _limits(
         n,
         can_be_resident=can_be_resident,
         can_be_sharded=model.head_shards_exactly,
-        has_disk=disk is not None,
+        has_disk=reach != Reach.NOTHING,
     )
     most = n - min(pins.disk_blocks or 0, n)  # a block's state is in one place
     ends = (False, True) if can_be_resident and pinned != 0 else (False,)
@@ -136,17 +138,7 @@ def _limits(
         kept=None if workload.kept is None else min(workload.kept, n),
         keeps=not workload.recompute_all,
         keeps_outputs=not workload.recompute_all and work.kept_outputs_bytes > 0 and pins.kept_outputs is None,
-        offloads=disk is not None and pins.disk_blocks != 0,
-    )
-
-
-def _fits_of(plan_of: Callable[[Sizes], Plan], workload: Workload) -> Fits:
-    """What is pinned to the disk is not chosen where host memory is short, so the disk is asked with it."""
-    pinned = workload.pins.disk_blocks is not None
-    return Fits(
-        device=lambda sizes: plan_of(sizes).fits_device,
-        host=lambda sizes: plan_of(sizes).fits_host and (not pinned or plan_of(sizes).fits_disk),
-        disk=lambda sizes: plan_of(sizes).fits_disk,
+        reach=reach,
     )
 
 
@@ -158,12 +150,11 @@ def _of_the_shortest_step(
     pace: Pace,
     dtype: torch.dtype,
 ) -> Sizes | None:
-    remembered = cache(plan_of)
-    fits, model = _fits_of(remembered, workload), plan_of(starts[0]).model
+    fits, model = _fits_of(plan_of, workload), plan_of(starts[0]).model
     costs = Costs(
-        seconds=lambda sizes: pace.seconds(model, remembered(sizes).sizes, dtype),
-        least_seconds=lambda sizes: pace.least_seconds(model, remembered(sizes).sizes, dtype),
-        beside_seconds=lambda sizes: pace.beside_seconds(model, remembered(sizes).sizes, dtype),
+        seconds=lambda sizes: pace.seconds(model, plan_of(sizes).sizes, dtype),
+        least_seconds=lambda sizes: pace.least_seconds(model, plan_of(sizes).sizes, dtype),
+        beside_seconds=lambda sizes: pace.beside_seconds(model, plan_of(sizes).sizes, dtype),
     )
     tried = halvings(sorted({sizes.micro_batch_size for sizes in starts}, reverse=True))
     one_slot_each = list(dict.fromkeys(replace(sizes, gradient_slots=limits.blocks) for sizes in starts))
@@ -176,8 +167,8 @@ def _first_preferred(candidates: list[Sizes], limits: Limits, plan_of: Callable[
     """The first plan that fits, with nothing on disk if possible; device memory that is left is spent."""
     plans = [plan_of(sizes) for sizes in candidates]
     found = next(filter(_fits, plans), None)
-    if found is None and limits.offloads:
-        with_disk = (fewest_on_disk(plan, plan_of) for plan in plans if plan.fits_device)
+    if found is None and limits.reach:
+        with_disk = (fewest_on_disk(plan, plan_of, limits.reach) for plan in plans if plan.fits_device)
         found = next(filter(_fits, with_disk), None)
     if found is None:
         return None
@@ -211,6 +202,16 @@ def _fewest_resident(
         for resident in group.fewest():
             return _keep_what_fits(plan_of(group.candidates(resident)[0]), limits, plan_of)
     return None
+
+
+def _fits_of(plan_of: Callable[[Sizes], Plan], workload: Workload) -> Fits:
+    """What is pinned to the disk is not chosen where host memory is short, so the disk is asked with it."""
+    pinned = workload.pins.on_disk
+    return Fits(
+        device=lambda sizes: plan_of(sizes).fits_device,
+        host=lambda sizes: plan_of(sizes).fits_host and (not pinned or plan_of(sizes).fits_disk),
+        disk=lambda sizes: plan_of(sizes).fits_disk,
+    )
 
 
 def _candidates(model: ModelSizes, workload: Workload, dtype: torch.dtype) -> list[Sizes]:
@@ -291,9 +292,10 @@ def _plan(
     device = device_bytes(model, work, sizes, dtype)
     disk = disk_bytes(model, sizes, dtype)
     plan = Plan(sizes, model, host, device, disk, host_budget_bytes, device_budget_bytes, disk_budget_bytes)
+    loading = FILE_BYTES * max(layout.numel for layout in model.layouts.values())  # a unit, as its files hold it
     if device_budget_bytes is None:
-        return replace(plan, host={**host, "computation": plan.device_peak_bytes})
-    return plan
+        return replace(plan, host={**host, "computation": max(loading, plan.device_peak_bytes)})
+    return replace(plan, host={**host, "loading": loading})
 
 
 def _fits(plan: Plan) -> bool:

@@ -2,6 +2,7 @@
 
 from slideformer.errors import DoesNotFit
 from slideformer.plan.feasible import Asked, Possible
+from slideformer.plan.offloading import what_is_on_disk
 from slideformer.plan.remedies import Remedy, remedies, shortage
 from slideformer.units import format_bytes
 
@@ -21,7 +22,7 @@ def _reason(asked: Asked, possible: Possible) -> str:
     if tier == "disk":
         assert asked.disk is not None
         return (
-            f"host memory does with {plan.sizes.disk_blocks} of {len(plan.model.blocks)} blocks on disk, which needs "
+            f"host memory does with {what_is_on_disk(plan)} on disk, which needs "
             f"{format_bytes(plan.disk_peak_bytes)}, and the disk's budget is {format_bytes(asked.disk)}"
         )
     return _needs("host memory needs", plan.host_peak_bytes, asked.host, plan.host)

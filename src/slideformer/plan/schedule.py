@@ -7,7 +7,7 @@ as points in time. Steps follow each other until the distance between two of the
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from slideformer.plan.disk_queue import DiskQueue, Pending, Span
+from slideformer.plan.disk_queue import DiskQueue, Pending, Span, Staging
 
 STEPS = 4  # the first begins with nothing pending, and the last leaves its updates to the next; shown is the third
 BEFORE_BLOCKS = -1  # what the next forward needs before block 0
@@ -28,8 +28,11 @@ class StepWork:
         update, update_head, update_table, update_rows: AdamW on the CPU, 0 where there is none; a table's rows without
             a gradient from the embedding are updated early. A tied head is the table, and has no update of its own.
         read, write: records of what is on disk before and after their update, 0 of the others.
+        read_weights: weights from the disk before they go to the GPU, 0 of those in host memory.
+        write_boundary, read_boundary: boundary activations from host memory to disk and back, 0 where they stay.
         resident: blocks (the first ones) that need no place in the window.
         buffers: records that are in memory at once.
+        weight_buffers, boundary_buffers: blocks whose weights, or boundaries, may be in memory between disk and GPU.
         depth: blocks in the window.
         slots: gradients that may wait for their update.
         clipping: no update before the last gradient has landed.
@@ -51,8 +54,13 @@ class StepWork:
     update_rows: float
     read: list[float]
     write: list[float]
+    read_weights: list[float]
+    write_boundary: list[float]
+    read_boundary: list[float]
     resident: int
     buffers: int
+    weight_buffers: int
+    boundary_buffers: int
     depth: int
     slots: int
     clipping: bool
@@ -67,7 +75,8 @@ class StepWork:
             + sum(self.load),
             "d2h": sum(self.send[r:]) + self.send_head + sum(self.save),
             "adamw": sum(self.update[r:]) + self.update_head + self.update_table + self.update_rows,
-            "disk": sum(self.read) + sum(self.write),
+            "disk": sum(self.read) + sum(self.write) + sum(self.write_boundary) + sum(self.read_boundary)
+            + sum(self.read_weights[r:]) + sum(self.read_weights[r : max(r, again)]),
         }  # fmt: skip
 
 
@@ -122,10 +131,14 @@ class Player:
     fresh: dict[str, float] = field(default_factory=dict)
     pending: list[Pending] = field(default_factory=list)
     occupied: int = 0  # gradient slots of blocks whose update has not run
+    host: float = 0.0  # where the host is: it waits for a slot, and submits nothing meanwhile
     disk: DiskQueue = field(init=False)
 
     def __post_init__(self) -> None:
         self.disk = DiskQueue(self.spans, self.work.buffers)
+        self._weights = Staging(self.work.weight_buffers)
+        self._boundaries = Staging(self.work.boundary_buffers)
+        self._turned = 0.0  # the end of forward, from which on boundaries are read
 
     def step(self) -> float:
         """One step; returns when its computation ends."""
@@ -150,16 +163,16 @@ class Player:
             there = 0.0
             if (k := i - w.resident) >= 0:
                 free = released[k - w.depth] if k >= w.depth else begun
-                there = self._run("h2d", f"fetch {i}", w.fetch[i], self._wait_fresh(f"block {i}"), free)
+                there = self._fetch(i, self._wait_fresh(f"block {i}"), free)
             done = self._run("compute", f"forward {i}", w.forward[i], inputs, there)
             if k >= 0:
                 released.append(done)
             if w.save[i]:
-                self._run("d2h", f"save {i}", w.save[i], done)
+                self._save(i, done)
         return self._run("h2d", "fetch head", w.fetch_head, self._wait_fresh("embedding" if w.tied else "head"))
 
     def _head(self, arrived: float) -> float:
-        w = self.work
+        w, self._turned = self.work, self.free["compute"]
         done = self._run("compute", "head", w.head, arrived)
         landed = self._run("d2h", "send head", w.send_head, done)
         if not w.tied:
@@ -173,21 +186,52 @@ class Player:
         released: list[float] = []
         for i in reversed(range(n)):
             k = n - 1 - i
-            loaded = self._run("h2d", f"load {i}", w.load[i]) if w.load[i] else 0.0
+            loaded = self._load(i) if w.load[i] else 0.0
             there = done
             if k >= w.depth and i >= w.resident:
-                there = self._run("h2d", f"fetch {i}", w.fetch[i], released[k - w.depth])
+                there = self._fetch(i, released[k - w.depth])
             staged = left[k - STAGING] if k >= STAGING else 0.0
-            released.append(self._run("compute", f"backward {i}", w.backward[i], loaded, there, staged))
+            released.append(self._run("compute", f"backward {i}", w.backward[i], loaded, there, staged, self.host))
             left.append(released[-1] if i < w.resident else self._send_block(i, released[-1]))
         landed = self._run("d2h", "send rows", 0.0, released[-1])
         self._submit("embedding", w.update_rows, BEFORE_BLOCKS, landed)
         self._release_clipped(landed)
         return self.free["compute"]
 
+    def _fetch(self, i: int, *after: float) -> float:
+        """Weights to the GPU, from the disk if they are there: as soon as the last update's are, and there is room."""
+        seconds = self.work.read_weights[i]
+        if not seconds:
+            return self._run("h2d", f"fetch {i}", self.work.fetch[i], *after)
+        written = self.disk.written.get(f"block {i}", 0.0)
+        arrived = self.disk.run(f"read weights {i}", seconds, max(self._weights.take(), written))
+        there = self._run("h2d", f"fetch {i}", self.work.fetch[i], arrived, *after)
+        self._weights.give_back(there)
+        return there
+
+    def _save(self, i: int, done: float) -> None:
+        """A boundary from the GPU, and on to disk."""
+        w = self.work
+        if not w.write_boundary[i]:
+            self._run("d2h", f"save {i}", w.save[i], done)
+            return
+        saved = self._run("d2h", f"save {i}", w.save[i], done, self._boundaries.take())
+        self.disk.written[f"boundary {i}"] = self.disk.run(f"write boundary {i}", w.write_boundary[i], saved)
+        self._boundaries.give_back(self.disk.written[f"boundary {i}"])
+
+    def _load(self, i: int) -> float:
+        w, arrived = self.work, 0.0
+        if w.read_boundary[i]:
+            earliest = max(self._boundaries.take(), self.disk.written[f"boundary {i}"], self._turned)
+            arrived = self.disk.run(f"read boundary {i}", w.read_boundary[i], earliest)
+        loaded = self._run("h2d", f"load {i}", w.load[i], arrived)
+        if w.read_boundary[i]:
+            self._boundaries.give_back(loaded)
+        return loaded
+
     def _send_block(self, i: int, computed: float) -> float:
-        w, room = self.work, self._wait_for_slot()
-        landed = self._run("d2h", f"send {i}", w.send[i], computed, room)
+        w, self.host = self.work, max(self.host, self._wait_for_slot())
+        landed = self._run("d2h", f"send {i}", w.send[i], computed, self.host)
         self._submit(f"block {i}", w.update[i], i, landed, w.read[i], w.write[i])
         return landed
 
@@ -251,7 +295,7 @@ def scaled(work: StepWork, factors: Mapping[str, float]) -> StepWork:
     lane_of = {
         "compute": ("forward", "backward", "head"), "h2d": ("fetch", "fetch_head", "fetch_inputs", "load"),
         "d2h": ("send", "send_head", "save"), "adamw": ("update", "update_head", "update_table", "update_rows"),
-        "disk": ("read", "write"),
+        "disk": ("read", "write", "read_weights", "write_boundary", "read_boundary"),
     }  # fmt: skip
     values = dict(vars(work))
     for lane, factor in factors.items():

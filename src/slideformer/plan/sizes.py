@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from slideformer.memory.disk_state import BUFFERS
+from slideformer.memory.record_ring import BUFFERS
 
 OptimizerState = Literal["fp32", "bf16"]
 
@@ -20,6 +20,7 @@ class Sizes:
         max_length: tokens of the longest sequence.
         gradient_slots: gradients that may wait on the host for their update.
         host_boundaries: layers (the first ones) whose boundary activations go to host memory.
+        disk_boundaries: layers of these (again the first ones) whose boundary activations go on to disk.
         head_chunk: tokens whose logits exist at once.
         kept: layers (the last ones) whose forward is kept whole for backward; the others are recomputed.
         kept_outputs: layers (those before the kept ones) of which the expensive operators' outputs are kept.
@@ -27,6 +28,7 @@ class Sizes:
         resident_gradients: whether the gradients of all that is resident may wait on the device for their update.
         resident_ends: whether that of embedding, head and what else is outside the blocks is there, too.
         disk_blocks: layers whose durable state, but for the weights that the device fetches, is on disk.
+        disk_weight_blocks: layers of these whose weights are on disk, too.
         disk_buffers: records of these that are in host memory at once.
         optimizer_state: what the optimizer's moments are stored in.
         snapshot_units: units whose state may be held a second time, in host memory, while a checkpoint is written.
@@ -45,7 +47,9 @@ class Sizes:
     resident: int = 0
     resident_gradients: bool = False
     resident_ends: bool = False
+    disk_boundaries: int = 0
     disk_blocks: int = 0
+    disk_weight_blocks: int = 0
     disk_buffers: int = BUFFERS
     optimizer_state: OptimizerState = "fp32"
     snapshot_units: int = 0
@@ -64,8 +68,12 @@ class Sizes:
         return self.micro_batch_tokens * self.micro_batches
 
     def boundaries_on_host(self, depth: int) -> int:
-        """Of `depth` layers; a layer that is kept whole keeps its input, too."""
+        """Of `depth` layers, those whose boundaries leave the device; one that is kept whole keeps its input, too."""
         return min(self.host_boundaries, depth - min(self.kept, depth))
+
+    def boundaries_on_disk(self, depth: int) -> int:
+        """Of `depth` layers, those whose boundaries leave host memory, too."""
+        return min(self.disk_boundaries, self.boundaries_on_host(depth))
 
     def kept_of(self, depth: int) -> tuple[int, int]:
         """Of `depth` layers: (those that are kept whole, those before them of which the expensive outputs are)."""
@@ -75,6 +83,12 @@ class Sizes:
     def slots_for(self, depth: int) -> int:
         """Gradients of `depth` layers that may wait on the host."""
         return min(self.gradient_slots, depth - min(self.resident, depth))
+
+    @property
+    def staging_buffers(self) -> int:
+        """Weights, and boundaries, that are in host memory between disk and device at once: one is copied or awaited,
+        the others come behind it."""
+        return min(self.disk_buffers + 1, BUFFERS)
 
     @property
     def step_indices(self) -> int:

@@ -1,12 +1,13 @@
 """Seconds of a step, from what it computes and moves and how fast the machine is."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from slideformer.layout import FlatLayout
-from slideformer.plan.footprint import ModelSizes, records_on_disk
+from slideformer.plan.footprint import ModelSizes, records_on_disk, weights_on_disk
 from slideformer.plan.operations import ModelOperations, Operations, StepTokens
 from slideformer.plan.rates import ComputeRates, MachineRates
 from slideformer.plan.schedule import Schedule, StepWork, play, play_in_turn, scaled
@@ -138,7 +139,8 @@ def twice_the_tokens(work: StepWork) -> StepWork:
 
     return replace(
         work, forward=twice(work.forward), backward=twice(work.backward), head=2 * work.head, save=twice(work.save),
-        load=twice(work.load), fetch_inputs=2 * work.fetch_inputs, update_rows=2 * work.update_rows,
+        load=twice(work.load), write_boundary=twice(work.write_boundary), read_boundary=twice(work.read_boundary),
+        fetch_inputs=2 * work.fetch_inputs, update_rows=2 * work.update_rows,
     )  # fmt: skip
 
 
@@ -163,8 +165,10 @@ def step_work(
     row_update = min(rows, table.trained_numel)
     ends = 0.0 if sizes.resident_ends else 1.0  # of what embedding and head take elsewhere
     at_ends = [] if ends else [head, *([] if tied else [table])]
-    records = records_on_disk(model, sizes, dtype) if rates.disk else {}
-    on_disk = [records.get(unit, 0) for unit in model.blocks]
+    records, weights = records_on_disk(model, sizes, dtype), weights_on_disk(model, sizes, dtype)
+    whole = [records.get(unit, 0) + weights.get(unit, 0) for unit in model.blocks]
+    boundary_bytes = [boundary if i < sizes.boundaries_on_disk(n) else 0 for i in range(n)]
+    reading, writing = (rates.disk.read_bytes, rates.disk.write_bytes) if rates.disk else (math.inf, math.inf)
 
     def seconds_of(operations: Operations) -> float:
         return block_seconds(operations, tokens, sizes.micro_batches, rates.compute, name, rates.has_gpu)
@@ -192,10 +196,15 @@ def step_work(
         update_head=0.0 if tied else ends * head.trained_numel / adamw,
         update_table=ends * (table.trained_numel - row_update) / adamw,
         update_rows=ends * row_update / adamw,
-        read=[size / rates.disk.read_bytes if rates.disk else 0.0 for size in on_disk],
-        write=[size / rates.disk.write_bytes if rates.disk else 0.0 for size in on_disk],
+        read=[size / reading for size in whole],
+        write=[size / writing for size in whole],
+        read_weights=[weights.get(unit, 0) / reading for unit in model.blocks],
+        write_boundary=[size / writing for size in boundary_bytes],
+        read_boundary=[size / reading for size in boundary_bytes],
         resident=min(sizes.resident, n),
         buffers=sizes.disk_buffers,
+        weight_buffers=sizes.staging_buffers,
+        boundary_buffers=max(1, sizes.staging_buffers // sizes.micro_batches),
         depth=min(sizes.window_depth, n),
         slots=max(1, sizes.slots_for(n)),
         clipping=clipping,

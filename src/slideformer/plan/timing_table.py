@@ -6,7 +6,7 @@ from slideformer.units import format_seconds
 
 LANE_NAMES = {
     "compute": "computation", "h2d": "copies to the GPU", "d2h": "copies from the GPU", "adamw": "AdamW on the CPU",
-    "disk": "optimizer state from and to the disk",
+    "disk": "from and to the disk",
 }  # fmt: skip
 DAY_SECONDS = 86400
 WORTH = 1.01  # predictions are not better than that

@@ -15,6 +15,7 @@ import threading
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ class DiskFile:
     Args:
         directory: where the file's space is taken, at once.
         record_bytes: record -> its size.
+        what: what a record holds of the block (or what else) that it is named after, in words.
 
     Attributes:
         direct: whether reads and writes go past the page cache; not every file system can (some tmpfs cannot).
@@ -45,16 +47,19 @@ class DiskFile:
         DiskError: there is no room, or no file can be made there.
     """
 
-    def __init__(self, directory: Path, record_bytes: Mapping[str, int]):
-        self.directory = directory
+    def __init__(self, directory: Path, record_bytes: Mapping[str, int], what: str = "state"):
+        self.directory, self.what = directory, what
         self._sizes = {name: padded(size) for name, size in record_bytes.items()}
         starts = np.cumsum([0, *self._sizes.values()]).tolist()
         self._starts = dict(zip(self._sizes, starts, strict=False))
         self._sums: dict[str, int] = {}
         self._latest: dict[str, Future[None]] = {}
         self._lock = threading.Lock()
-        self._file = _open_nameless(directory, starts[-1])
-        self.direct = _go_direct(self._file)
+        with ExitStack() as opened:
+            self._file = _open_nameless(directory, starts[-1])
+            opened.callback(os.close, self._file)
+            self.direct = _go_direct(self._file)
+            opened.pop_all()
         self._threads = ThreadPoolExecutor(THREADS, "disk")
 
     @staticmethod
@@ -63,7 +68,7 @@ class DiskFile:
         return sum(map(padded, record_bytes.values()))
 
     def read(self, name: str, into: memoryview) -> Future[None]:
-        """Fill the start of `into`, page-aligned memory of at least the record's padded size.
+        """Fill the start of `into`, page-aligned memory of at least the record's padded size, or of what was written.
 
         The future raises DiskError if the record cannot be read, or is not what was written.
         """
@@ -71,7 +76,8 @@ class DiskFile:
 
     def write(self, name: str, data: memoryview) -> Future[None]:
         """Write the start of `data`, page-aligned memory of at least the record's padded size, to be left alone until
-        the future is done. The future raises DiskError if the record cannot be written."""
+        the future is done; less memory, of whole pages, is written as a shorter record. The future raises DiskError if
+        the record cannot be written."""
         return self._submit(name, self._write, data)
 
     def close(self) -> None:
@@ -94,7 +100,7 @@ class DiskFile:
         self._transfer(os.preadv, "read", name, into)
         if checksum(into) != self._sums[name]:
             raise DiskError(
-                f"the state of {name} in {self.directory} is not what was written there: its checksum is another",
+                f"the {self.what} of {name} in {self.directory} is not what was written there: its checksum is another",
                 f"check the disk; {REMEDY}",
             )
 
@@ -106,20 +112,15 @@ class DiskFile:
     def _transfer(self, call: Callable[..., int], verb: str, name: str, memory: memoryview) -> None:
         """Move all of `memory`; a call may move less than it was asked to, and is then asked for the rest."""
         done, start = 0, self._starts[name]
+        failed = f"cannot {verb} the {self.what} of {name} in {self.directory}"
         while done < len(memory):
             try:
                 moved = call(self._file, [memory[done : done + CHUNK_BYTES]], start + done)
             except OSError as error:
-                raise DiskError(
-                    f"cannot {verb} the state of {name} in {self.directory}: {error.strerror or error}", REMEDY
-                ) from error
+                raise DiskError(f"{failed}: {error.strerror or error}", REMEDY) from error
             whole = moved - moved % ALIGN_BYTES
             if whole <= 0:
-                raise DiskError(
-                    f"cannot {verb} the state of {name} in {self.directory}: only {done + moved:,} of {len(memory):,} "
-                    "bytes",
-                    REMEDY,
-                )
+                raise DiskError(f"{failed}: only {done + moved:,} of {len(memory):,} bytes", REMEDY)
             done += whole
 
 
@@ -148,16 +149,18 @@ def _open_nameless(directory: Path, size_bytes: int) -> int:
         raise DiskError(
             f"cannot make a file in {directory}: {error.strerror}", "set budget.offload_dir to a directory to write in"
         ) from error
-    try:
-        os.unlink(name)
-        if size_bytes:
-            os.posix_fallocate(descriptor, 0, size_bytes)
-    except OSError as error:
-        os.close(descriptor)
-        raise DiskError(
-            f"cannot take {format_bytes(size_bytes)} in {directory}: {error.strerror}",
-            "free space there, lower budget.disk, or set budget.offload_dir to another disk",
-        ) from error
+    with ExitStack() as opened:
+        opened.callback(os.close, descriptor)
+        try:
+            os.unlink(name)
+            if size_bytes:
+                os.posix_fallocate(descriptor, 0, size_bytes)
+        except OSError as error:
+            raise DiskError(
+                f"cannot take {format_bytes(size_bytes)} in {directory}: {error.strerror}",
+                "free space there, lower budget.disk, or set budget.offload_dir to another disk",
+            ) from error
+        opened.pop_all()
     return descriptor
 
 

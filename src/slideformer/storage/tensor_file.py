@@ -24,6 +24,7 @@ DTYPES = {
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 CHUNK_BYTES = 16 * MIB  # hashed and written at once
+UNSYNCED_CHUNKS = 4  # then they are synced, and leave the page cache
 MOST_HEADER_BYTES = 100 * MIB  # as in the safetensors library
 Entry = tuple[str, torch.dtype, tuple[int, ...], int]  # name, dtype, shape, first byte of the data section
 
@@ -48,18 +49,23 @@ def header(entries: list[Entry], metadata: Mapping[str, str]) -> bytes:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Digest:
-    """Write contiguous CPU tensors to a new file, in their order, and sync it."""
+    """Write contiguous CPU tensors to a new file, in their order, and sync it.
+
+    Little of it is in the page cache at any time: a state's size of it would push out what others need, and make
+    those wait who need memory.
+    """
     entries, start = [], 0
     for name, tensor in tensors.items():
         entries.append((name, tensor.dtype, tuple(tensor.shape), start))
         start += tensor.nbytes
     head, hashed = header(entries, {"format": "pt"}), hashlib.sha256()
     with path.open("xb") as file:
-        for piece in [head, *(chunk for tensor in tensors.values() for chunk in _chunks(tensor))]:
+        for k, piece in enumerate([head, *(chunk for tensor in tensors.values() for chunk in _chunks(tensor))], 1):
             hashed.update(piece)
             file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
+            if k % UNSYNCED_CHUNKS == 0:
+                _leave_cache(file)
+        _leave_cache(file)
     return Digest(len(head) + start, hashed.hexdigest())
 
 
@@ -81,6 +87,7 @@ def read_tensors(path: Path, into: Mapping[str, Tensor]) -> Digest:
                 hashed.update(piece)
             if file.read(1):
                 raise CheckpointError(f"{path} is longer than its header says")
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     return Digest(len(head) + sum(tensor.nbytes for tensor in into.values()), hashed.hexdigest())
@@ -130,6 +137,12 @@ def _read_head(path: Path, file: BinaryIO) -> bytes:
     if len(text) < length:
         raise CheckpointError(f"{path} is cut short")
     return prefix + text
+
+
+def _leave_cache(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())  # what is not on the disk yet stays in the cache
+    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _check_same(path: Path, entries: list[Entry], into: Mapping[str, Tensor]) -> None:
