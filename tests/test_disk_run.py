@@ -39,8 +39,8 @@ class Runs:
         assert main(["train", str(self.config(name, budget, **settings))]) == 0
         return (self.directory / name / "model.safetensors").read_bytes()
 
-    def on_disk(self, name: str) -> int:
-        return json.loads((self.directory / name / "run.json").read_text())["plan"]["sizes"]["disk_blocks"]
+    def on_disk(self, name: str, what: str = "disk_blocks") -> int:
+        return json.loads((self.directory / name / "run.json").read_text())["plan"]["sizes"][what]
 
 
 @pytest.fixture
@@ -57,6 +57,25 @@ def tight_budget(runs: Runs) -> dict[str, Any]:
     with pytest.raises(DoesNotFit, match="host memory needs"):
         job.plan_for(load_config(runs.config("refused", {"host": str(host)}), []))
     return {"host": str(host), "offload_dir": str(runs.directory / "offload")}
+
+
+def least_budget(runs: Runs) -> dict[str, Any]:
+    """Host memory with which there is hardly a plan, and a directory."""
+    offload = {"offload_dir": str(runs.directory / "offload")}
+    needed = job.plan_for(load_config(runs.config("need", {}, save_in_background=False), []))
+    host, step = needed.host_peak_bytes, needed.host_peak_bytes // 100
+    while True:
+        try:
+            job.plan_for(load_config(runs.config("least", {"host": str(host - step), **offload}), []))
+        except DoesNotFit:
+            return {"host": str(host), **offload}
+        host -= step
+
+
+def test_with_the_least_memory_that_plans_weights_are_on_disk_and_the_model_is_the_same(runs: Runs):
+    assert runs.train("least", least_budget(runs)) == runs.train("whole", {})
+    assert runs.on_disk("least") == BLOCKS and runs.on_disk("least", "disk_weight_blocks") > 0
+    assert list((runs.directory / "offload").iterdir()) == []
 
 
 def test_a_run_that_host_memory_does_not_hold_ends_with_the_same_model(runs: Runs):

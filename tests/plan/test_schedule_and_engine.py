@@ -76,9 +76,8 @@ def step_work(case: Case) -> StepWork:
         save=boundaries, load=boundaries, update=[speeds.update] * BLOCKS, update_head=0.0,
         update_table=on_cpu * TABLE, update_rows=on_cpu * ROWS, read=nothing, write=nothing,
         read_weights=nothing, write_boundary=nothing, read_boundary=nothing,
-        resident=sizes.resident, buffers=4, weight_buffers=4, boundary_buffers=4,
-        depth=sizes.window_depth, slots=max(1, sizes.slots_for(BLOCKS)),
-        clipping=case.clipping, tied=True,
+        resident=sizes.resident, buffers=4, weight_buffers=4, boundary_buffers=4, depth=sizes.window_depth,
+        slots=max(1, sizes.slots_for(BLOCKS)), clipping=case.clipping, tied=True,
     )  # fmt: skip
 
 
