@@ -60,7 +60,7 @@ def test_it_plans(decoder: Decoder, paced: bool):
 def test_without_a_disk_the_refusal_says_which_one_would_do(decoder: Decoder):
     with pytest.raises(DoesNotFit, match=r"host memory needs 1\.4 TiB") as caught:
         plan(decoder, None)
-    assert "set budget.offload_dir to a fast local disk with" in caught.value.hint
+    assert "budget.offload_dir: a directory on a fast local disk with" in caught.value.hint
 
 
 @pytest.mark.slow  # about 4 GiB: a block's weights, to count what autograd saves
@@ -78,5 +78,5 @@ def test_the_command_shows_the_plan(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "machine.json").write_text(json.dumps(there.as_json()))
     assert main(["plan", str(path), "--machine", str(tmp_path / "machine.json")]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "plan: 123B parameters in 88 blocks" in shown and "on disk: optimizer state of 88 of 88 blocks" in shown
+    assert "plan: 123B parameters in 88 blocks" in shown and "disk_blocks 88/88" in shown
     assert "weights" in shown and "from and to the disk (the bound)" in shown

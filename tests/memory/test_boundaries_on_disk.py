@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from slideformer.lanes.fuzzer import fuzzed_lanes
+from slideformer.lanes.lanes import Lanes, inline_lanes
 from slideformer.memory.activations import ActivationStore
 from slideformer.memory.boundaries_on_disk import BoundariesOnDisk, boundary_records
 from slideformer.memory.host import HostAllocator
-from slideformer.schedule_fuzzer import fuzzed_lanes
 from slideformer.storage.disk import DiskFile
-from slideformer.streams import Lanes, inline_lanes
 
 LAYERS, MICRO_BATCHES, ELEMENTS = 5, 2, 3000
 NAMES = [f"layer {i}" for i in range(LAYERS)]

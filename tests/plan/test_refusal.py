@@ -134,7 +134,7 @@ def test_a_batch_that_is_a_tenth_larger_than_named_does_not_fit(seed: int):
 def test_disk_and_host_memory_are_both_too_small_for_what_is_pinned():
     wish = Wish(900 * MIB, 4096 * MIB, 100 * MIB, {"pins": Pins(disk_blocks=12), "clipping": False})
     error = wish.refusal()
-    assert error is not None and "blocks on disk, which needs" in error.message
+    assert error is not None and " on disk, which needs " in error.message
     assert all(applied(wish, remedy).plan() for remedy in remedies(error))
 
 

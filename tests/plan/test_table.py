@@ -7,9 +7,9 @@ import pytest
 from made_up_plans import plan
 from made_up_timings import timing
 
-from slideformer.settings.config import Config
 from slideformer.plan.pins import Pins
 from slideformer.plan.table import NO_DISK_RATES, render
+from slideformer.settings.config import Config
 from slideformer.units import format_bytes
 
 

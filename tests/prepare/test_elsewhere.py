@@ -67,7 +67,7 @@ def test_seconds_choose_the_plan_and_the_config_pins_it(config: Path):
 def test_the_config_pins_what_the_plan_shows_as_its_sizes(config: Path, tmp_path: Path):
     pins = {"host_boundaries": 1, "kept_outputs": 1, "disk_blocks": 1, "gradient_slots": 2, "resident_ends": True}
     words = [f"--{name}={str(value).lower()}" for name, value in pins.items()]
-    given = ["--max_grad_norm=null", "--resident=0", f"--budget.offload_dir={tmp_path}", *words]
+    given = ["--max_grad_norm=null", "--resident=0", f"--budget.offload_dir={tmp_path}", "--budget.disk=1TiB", *words]
     plan = plan_for(load_config(config, given), machine())
     assert {name: getattr(plan.sizes, name) for name in pins} == pins
 

@@ -54,5 +54,8 @@ def _rest(plan: "Plan") -> Iterator[tuple[str, str, str]]:
         yield "gradient_slots", f"{slots}/{blocks}", "blocks whose gradients may wait in host memory"
     if plan.disk_budget_bytes is not None:
         yield "disk_blocks", f"{sizes.disk_blocks}/{blocks}", "blocks whose optimizer state is on disk"
+        boundaries, weights = sizes.boundaries_on_disk(blocks), sizes.disk_weight_blocks
+        yield "disk_boundaries", f"{boundaries}/{blocks}", "blocks whose inputs wait there for backward"
+        yield "disk_weight_blocks", f"{weights}/{blocks}", "blocks whose weights are there, too"
     if sizes.head_shards > 1:
         yield "head_shards", str(sizes.head_shards), "parts of the vocabulary in which the head passes the GPU"

@@ -1,6 +1,7 @@
 """Which choices a person made, and where they cannot be made."""
 
 from slideformer.errors import ConfigError
+from slideformer.plan.pins import ON_DISK
 from slideformer.plan.plan import Workload
 
 ON_THE_GPU = ("resident", "resident_ends")
@@ -38,11 +39,12 @@ def check_pins(workload: Workload, blocks: int, *, can_be_resident: bool, can_be
                 f"{name}: {given[name]}, but gradient_checkpointing: true recomputes every layer",
                 "keep one of the two",
             )
-    if given.get("disk_blocks") and not has_disk:
-        raise ConfigError(
-            f"disk_blocks: {given['disk_blocks']}, but there is no disk for them",
-            "set budget.offload_dir to a directory on a fast local disk",
-        )
+    for name in ON_DISK:
+        if given.get(name) and not has_disk:
+            raise ConfigError(
+                f"{name}: {given[name]}, but there is no disk for them",
+                "set budget.offload_dir to a directory on a fast local disk",
+            )
     resident, on_disk = given.get("resident", 0), given.get("disk_blocks", 0)
     if resident and on_disk and resident + on_disk > blocks:
         raise ConfigError(

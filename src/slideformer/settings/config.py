@@ -156,6 +156,12 @@ class Config(Section):
     disk_blocks: int | None = Field(
         default=None, ge=0, description="layers whose optimizer state is in budget.offload_dir; null: chosen"
     )
+    disk_boundaries: int | None = Field(
+        default=None, ge=0, description="layers of host_boundaries whose inputs go on to that disk; null: chosen"
+    )
+    disk_weight_blocks: int | None = Field(
+        default=None, ge=0, description="layers of disk_blocks whose weights are there, too; null: chosen"
+    )
     gradient_slots: int | None = Field(
         default=None, ge=1, description="layers whose gradients may wait in host memory, not clipped; null: chosen"
     )
