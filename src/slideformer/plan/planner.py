@@ -15,7 +15,7 @@ from slideformer.plan.feasible import Asked, Possible, of_length, one_that_fits
 from slideformer.plan.footprint import ModelSizes, Work, device_bytes, disk_bytes, host_bytes
 from slideformer.plan.offloading import Reach, fewest_on_disk, reaches
 from slideformer.plan.pace import Pace
-from slideformer.plan.pins import check_pins
+from slideformer.plan.pin_check import check_pins
 from slideformer.plan.plan import Plan, Workload
 from slideformer.plan.refusal import does_not_fit
 from slideformer.plan.sizes import Sizes
