@@ -47,12 +47,14 @@ class Subject:
             self.file, sizes, self.allocator, BUFFERS, "staging", lambda record: record not in self.stale
         )  # fmt: skip
         self.read: list[str] = []
+        self.moves: list[Any] = []
         monkeypatch.setattr(self.file, "read", self._noted(self.file.read))
 
     def _noted(self, read: Any) -> Any:
         def noted(record: str, into: memoryview) -> Any:
             self.read.append(record)
-            return read(record, into)
+            self.moves.append(read(record, into))
+            return self.moves[-1]
 
         return noted
 
@@ -130,6 +132,8 @@ def test_what_is_skipped_is_not_read(subject: Subject):
     subject.staging.expect([RECORDS[0], *RECORDS[3:]])
     for record in RECORDS[3:6]:
         subject.staging.skip(record)
+    for move in subject.moves:
+        move.result()
     subject.use(RECORDS[0])
     assert subject.read == [RECORDS[0], RECORDS[3], RECORDS[4], RECORDS[6], RECORDS[7]]  # two were on their way
 
