@@ -46,12 +46,6 @@ def test_an_empty_layout():
     )
 
 
-def test_layouts_are_the_same_when_names_shapes_and_decay_are():
-    assert FlatLayout(SHAPES).same_as(FlatLayout(dict(SHAPES)))
-    assert not FlatLayout(SHAPES).same_as(FlatLayout(SHAPES, no_decay=["q.bias"]))
-    assert not FlatLayout(SHAPES).same_as(FlatLayout(SHAPES | {"q.weight": (5, 3)}))
-
-
 shapes = st.lists(st.tuples(st.lists(st.integers(1, 20), max_size=3).map(tuple), st.booleans()), max_size=8)
 
 

@@ -85,10 +85,6 @@ class FlatLayout:
                 spans.append((field.start, stop, field.decay))
         return spans
 
-    def same_as(self, other: "FlatLayout") -> bool:
-        """Whether both lay the same shapes at the same places."""
-        return list(self.fields.values()) == list(other.fields.values())
-
     def _padded_fields(self) -> list[tuple[Field, int]]:
         """Each field, and where its padding ends."""
         fields = list(self.fields.values())

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from disk_runs import BITES, BLOCKS, IN_MEMORY, RECORDS, Outcome, assert_same, deep
 from tiny_models import FAMILIES, tiny_model
 from tiny_runs import (
-    SIZES,
-    States,
     Subject,
     batch_at,
     differences,
@@ -30,18 +29,6 @@ from slideformer.memory.disk_state import units_on_disk
 from slideformer.memory.record_ring import BUFFERS
 from slideformer.models.architecture import Decoder
 from slideformer.models.freezing import frozen_names
-
-BLOCKS = 6  # more than there are buffers
-RECORDS = make_records(21)
-BITES = 0.5  # below every gradient norm of these runs
-SIZES_OF_ALL = replace(SIZES, gradient_slots=BLOCKS)
-
-Outcome = tuple[list[float], States]
-
-
-@cache
-def deep(family: str) -> Subject:
-    return subject(tiny_model(family, **{"n_layer" if family == "gpt2" else "num_hidden_layers": BLOCKS}))
 
 
 @cache
@@ -63,16 +50,11 @@ def run(
     lanes: Lanes | None = None,
     **sizes: int,
 ) -> Outcome:
-    sizes_of_run = replace(SIZES_OF_ALL, disk_blocks=on_disk, **sizes)
+    sizes_of_run = replace(IN_MEMORY, disk_blocks=on_disk, **sizes)
     with tiny_engine(of, sizes_of_run, dtype, lanes, offload_dir=offload_dir) as engine:
         results = [engine.train_step(batch_at(RECORDS, 4, k), hyper_at(k + 1), max_norm) for k in range(4)]
         engine.drain()
         return [result.grad_norm for result in results], states_of(engine)
-
-
-def assert_same(one: Outcome, other: Outcome) -> None:
-    assert one[0] == other[0]
-    assert differences(one[1], other[1]) == []
 
 
 @pytest.mark.parametrize("max_norm", [None, BITES])
@@ -120,7 +102,7 @@ def test_missed_gradients_are_counted_on_disk_as_in_memory(tmp_path: Path):
     records = make_records(8, lengths=(4, 5))
     outcomes = []
     for on_disk in (0, BLOCKS):
-        with tiny_engine(of, replace(SIZES_OF_ALL, disk_blocks=on_disk), offload_dir=tmp_path) as engine:
+        with tiny_engine(of, replace(IN_MEMORY, disk_blocks=on_disk), offload_dir=tmp_path) as engine:
             for k in range(6):
                 engine.train_step(batch_at(records, 1, k), hyper_at(k + 1))
             outcomes.append(

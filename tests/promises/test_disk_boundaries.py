@@ -1,40 +1,23 @@
 """Promise "the same bits on every tier", with boundary activations on disk."""
 
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES, tiny_model
+from disk_runs import BITES, BLOCKS, IN_MEMORY, RECORDS, Outcome, assert_same, deep
+from tiny_models import FAMILIES
 from tiny_runs import (
-    SIZES,
-    States,
     Subject,
     batch_at,
-    differences,
     hyper_at,
-    make_records,
     states_of,
-    subject,
     tiny_engine,
 )
 
 from slideformer.lanes.fuzzer import fuzzed_lanes
 from slideformer.lanes.lanes import Lanes
-
-BLOCKS = 6  # more than there are buffers
-RECORDS = make_records(21)
-BITES = 0.5  # below every gradient norm of these runs
-ON_DEVICE = replace(SIZES, gradient_slots=BLOCKS)
-
-Outcome = tuple[list[float], States]
-
-
-@cache
-def deep(family: str) -> Subject:
-    return subject(tiny_model(family, **{"n_layer" if family == "gpt2" else "num_hidden_layers": BLOCKS}))
 
 
 def run(
@@ -48,7 +31,7 @@ def run(
 ) -> Outcome:
     """Steps of different lengths, an evaluation between them: losses and norms, and the states at the end."""
     boundaries = {"host_boundaries": max(on_disk, sizes.pop("host_boundaries", 0)), "disk_boundaries": on_disk}
-    with tiny_engine(of, replace(ON_DEVICE, **boundaries, **sizes), dtype, lanes, offload_dir=offload_dir) as engine:
+    with tiny_engine(of, replace(IN_MEMORY, **boundaries, **sizes), dtype, lanes, offload_dir=offload_dir) as engine:
         seen: list[float] = []
         for k in range(4):
             result = engine.train_step(batch_at(RECORDS, 4, k), hyper_at(k + 1), max_norm)
@@ -56,11 +39,6 @@ def run(
             if k == 1:
                 seen.append(engine.evaluate([batch_at(RECORDS, 4, j) for j in range(2)]).loss)
         return seen, states_of(engine)
-
-
-def assert_same(one: Outcome, other: Outcome) -> None:
-    assert one[0] == other[0]
-    assert differences(one[1], other[1]) == []
 
 
 @pytest.mark.parametrize("max_norm", [None, BITES])

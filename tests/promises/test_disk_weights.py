@@ -7,17 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from disk_runs import BITES, BLOCKS, IN_MEMORY, RECORDS, Outcome, assert_same, deep
 from tiny_models import FAMILIES, tiny_model
 from tiny_runs import (
-    SIZES,
-    States,
     Subject,
     batch_at,
-    differences,
     hyper_at,
-    make_records,
     states_of,
-    subject,
     tiny_engine,
 )
 
@@ -26,18 +22,6 @@ from slideformer.lanes.fuzzer import fuzzed_lanes
 from slideformer.lanes.lanes import Lanes
 from slideformer.models.architecture import Decoder
 from slideformer.models.freezing import frozen_names
-
-BLOCKS = 6  # more than there are buffers
-RECORDS = make_records(21)
-BITES = 0.5  # below every gradient norm of these runs
-IN_MEMORY = replace(SIZES, gradient_slots=BLOCKS)
-
-Outcome = tuple[list[float], States]
-
-
-@cache
-def deep(family: str) -> Subject:
-    return subject(tiny_model(family, **{"n_layer" if family == "gpt2" else "num_hidden_layers": BLOCKS}))
 
 
 @cache
@@ -70,11 +54,6 @@ def run(
             if k % 2:  # otherwise nothing but freshness holds the next step up
                 seen += [result.loss, result.grad_norm]
         return seen, states_of(engine)
-
-
-def assert_same(one: Outcome, other: Outcome) -> None:
-    assert one[0] == other[0]
-    assert differences(one[1], other[1]) == []
 
 
 @pytest.mark.parametrize("max_norm", [None, BITES])

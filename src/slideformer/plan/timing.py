@@ -117,14 +117,9 @@ def settle(
     return settled, schedule
 
 
-def slowdown(rates: MachineRates, schedule: Schedule) -> float:
-    """How much longer AdamW takes than alone: copies share the host's memory with it."""
-    lanes = schedule.lanes
-    return slowdown_at(rates, (lanes["h2d"] + lanes["d2h"]) / (2 * schedule.seconds))
-
-
 def slowdown_at(rates: MachineRates, share: float) -> float:
-    """The same where both directions of the link are busy for that share of the step, on average."""
+    """How much longer AdamW takes than alone, where both directions of the link are busy for that share of the step, on
+    average: copies share the host's memory with it."""
     under, alone = rates.host.adamw_parameters_under_copies, rates.host.adamw_parameters
     if under is None:
         return 1.0
