@@ -13,7 +13,7 @@ class Verdict:
     """One quantity over a run, after the warm-up.
 
     Attributes:
-        first, last: medians of the first and the last tenth.
+        first, last: of the first and the last tenth the median, or the least of what is counted.
         growth: from `first` to `last`, as a share.
         fitted_growth: what a straight line through all samples grows, as a share of `first`.
         flat: whether that is within what is allowed.
@@ -36,7 +36,8 @@ def judge(quantity: str, seconds: Sequence[float], values: Sequence[float], coun
 
     Args:
         seconds: when each value was taken.
-        counted: it is a number of things that must not change in the median (files, threads); else it may drift by 2%.
+        counted: it is a number of things (files, threads) that come and go with each checkpoint, so that the fewest of
+            a tenth are those that stay, and their number must not change; else it may drift by 2%.
 
     Raises:
         ValueError: fewer than 20 samples are left after the warm-up.
@@ -46,7 +47,8 @@ def judge(quantity: str, seconds: Sequence[float], values: Sequence[float], coun
     if len(values) < 20:
         raise ValueError(f"{len(values)} samples after the warm-up, 20 are needed: run for longer")
     tenth = len(values) // 10
-    first, last = median(values[:tenth]), median(values[-tenth:])
+    typical = min if counted else median
+    first, last = typical(values[:tenth]), typical(values[-tenth:])
     fitted = linear_regression(seconds, values).slope * (seconds[-1] - seconds[0])
     share = 1 / max(first, 1)
     growth, fitted_growth = (last - first) * share, fitted * share

@@ -36,11 +36,15 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """What the run held at one moment; `uss` is memory that no other process shares."""
+    """What the run held at one moment.
+
+    Anonymous memory is what no file backs. Unshared memory would not do: it grows when another process that maps the
+    same libraries ends.
+    """
 
     seconds: float
     rss_bytes: int
-    uss_bytes: int
+    anonymous_bytes: int
     mappings: int
     open_files: int
     threads: int
@@ -80,9 +84,9 @@ def watch(run: subprocess.Popen, temporary: Path, seconds: float) -> Iterator[Sa
     interval = min(5.0, seconds / 40)
     while (passed := time.monotonic() - started) < seconds and run.poll() is None:
         try:
-            memory = process.memory_full_info()
+            memory = process.memory_info()
             yield Sample(
-                passed, memory.rss, memory.uss, len(process.memory_maps(grouped=False)), process.num_fds(),
+                passed, memory.rss, memory.rss - memory.shared, len(process.memory_maps(grouped=False)), process.num_fds(),
                 process.num_threads(), sum(1 for _ in temporary.rglob("*")),
             )  # fmt: skip
         except psutil.Error:  # it ended just now: `run.poll` knows

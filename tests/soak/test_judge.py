@@ -37,6 +37,14 @@ def test_a_file_that_is_open_now_and_then_is_no_leak():
     assert judge("files", SECONDS, [30.0 + (k % 7 == 0) for k in range(200)], counted=True).flat
 
 
+def test_threads_that_come_and_go_hide_no_thread_that_stays():
+    coming_and_going = random.Random(2)
+    threads = [6.0 + coming_and_going.choice([0, 0, 1, 3, 5]) for _ in range(200)]
+    assert judge("threads", SECONDS, threads, counted=True).flat
+    leaked = [value + (k > 150) for k, value in enumerate(threads)]
+    assert not judge("threads", SECONDS, leaked, counted=True).flat
+
+
 def test_too_short_a_run_is_told():
     with pytest.raises(ValueError, match="run for longer"):
         judge("rss", SECONDS[:15], [1.0] * 15, counted=False)
