@@ -86,8 +86,8 @@ def watch(run: subprocess.Popen, temporary: Path, seconds: float) -> Iterator[Sa
         try:
             memory = process.memory_info()
             yield Sample(
-                passed, memory.rss, memory.rss - memory.shared, len(process.memory_maps(grouped=False)), process.num_fds(),
-                process.num_threads(), sum(1 for _ in temporary.rglob("*")),
+                passed, memory.rss, memory.rss - memory.shared, len(process.memory_maps(grouped=False)),
+                process.num_fds(), process.num_threads(), sum(1 for _ in temporary.rglob("*")),
             )  # fmt: skip
         except psutil.Error:  # it ended just now: `run.poll` knows
             continue
