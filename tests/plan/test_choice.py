@@ -11,7 +11,7 @@ from made_up_plans import BLOCKS, model_of, plan, work_of
 from made_up_timings import MODEL
 
 from slideformer.errors import ConfigError, DoesNotFit
-from slideformer.plan.choice import SAME, first, halvings, last
+from slideformer.plan.choice import first, halvings, last
 from slideformer.plan.footprint import ModelSizes
 from slideformer.plan.pace import Pace, pace_of_full_steps
 from slideformer.plan.plan import Plan, Workload
@@ -20,6 +20,7 @@ from slideformer.plan.sizes import Sizes
 from slideformer.units import GIB, MIB
 
 BF16 = torch.bfloat16
+SEARCHED = 1.01  # not all numbers of resident blocks are tried
 
 
 def pace_of(sequences: int = 32, clipping: bool = False) -> Pace:
@@ -50,7 +51,7 @@ def test_nothing_that_is_pinned_by_hand_is_shorter(sequences: int, gpu: str, cli
         except DoesNotFit:
             continue
         if other.fits_device and other.sizes.resident == resident:
-            assert best <= seconds_of(other, sequences, clipping) * SAME**2
+            assert best <= seconds_of(other, sequences, clipping) * SEARCHED
 
 
 def test_small_steps_spend_memory_on_residency_and_large_ones_on_keeping():
@@ -68,7 +69,7 @@ def test_with_memory_for_all_nothing_slides_and_nothing_is_recomputed():
 
 def test_more_memory_is_never_slower():
     seconds = [seconds_of(chosen_of(f"{gib}GiB", 8), 8) for gib in (2, 3, 4, 6, 8, 12)]
-    assert all(more <= less * SAME for less, more in pairwise(seconds))
+    assert all(more <= less * SEARCHED for less, more in pairwise(seconds))
     assert seconds[-1] < 0.8 * seconds[0]
 
 

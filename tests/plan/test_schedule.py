@@ -15,7 +15,8 @@ def work(**changes: object) -> StepWork:
     nothing = [0.0] * BLOCKS
     idle = StepWork(
         forward=[1.0] * BLOCKS, backward=[2.0] * BLOCKS, head=1.0, fetch=nothing, fetch_head=0.0, fetch_inputs=0.0,
-        send=nothing, send_head=0.0, save=nothing, load=nothing, update=nothing, update_head=0.0, update_table=0.0,
+        send=nothing, send_head=0.0, save=nothing, load=nothing, save_outputs=nothing,
+        load_outputs=nothing, micro_batches=1, update=nothing, update_head=0.0, update_table=0.0,
         update_rows=0.0, read=nothing, write=nothing, read_weights=nothing, write_boundary=nothing,
         read_boundary=nothing, resident=0, buffers=4, weight_buffers=4, boundary_buffers=4,
         depth=3, slots=BLOCKS, clipping=False, tied=True,

@@ -1,7 +1,7 @@
 """The schedule that predictions are made of is the engine's: both take the same time where all speeds are given."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -25,7 +25,8 @@ TABLE, ROWS = 80.0, 5.0  # updates of the embedding, where it is not resident
 
 @dataclass(frozen=True)
 class Speeds:
-    """Seconds of one block and micro-batch, of the head, of copies of a block and of a boundary, of an update."""
+    """Seconds of one block and micro-batch, of the head, of copies of a block and of a boundary, of an update, and of
+    copies of a forward's outputs."""
 
     forward: float
     backward: float
@@ -34,6 +35,7 @@ class Speeds:
     send: float
     boundary: float
     update: float
+    outputs: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,14 @@ class Case:
         )  # fmt: skip
         return Case(speeds, sizes, clipping)
 
+    @staticmethod
+    def with_outputs(seed: int) -> "Case":
+        """Some forwards' outputs go to host memory."""
+        drawn, draw = Case.drawn(seed), random.Random(1000 + seed)
+        most = BLOCKS * drawn.sizes.micro_batches
+        sizes = replace(drawn.sizes, host_outputs=draw.choice([1, 3, most // 2, most]), host_output_bytes=2**20)
+        return replace(drawn, speeds=replace(drawn.speeds, outputs=draw.choice([1, 4, 9])), sizes=sizes)
+
 
 @pytest.mark.parametrize("seed", range(30))
 def test_the_engine_takes_the_time_of_the_schedule(seed: int):
@@ -65,15 +75,23 @@ def test_the_engine_takes_the_time_of_the_schedule(seed: int):
     assert engine_seconds(case) == pytest.approx(play(step_work(case)).seconds, rel=0.03)
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_it_does_so_with_outputs_in_host_memory(seed: int):
+    case = Case.with_outputs(seed)
+    assert engine_seconds(case) == pytest.approx(play(step_work(case)).seconds, rel=0.03)
+
+
 def step_work(case: Case) -> StepWork:
     sizes, speeds, nothing = case.sizes, case.speeds, [0.0] * BLOCKS
     m, on_host = sizes.micro_batches, sizes.boundaries_on_host(BLOCKS)
     boundaries = [speeds.boundary * m if i < on_host else 0.0 for i in range(BLOCKS)]
+    outputs = [speeds.outputs * sizes.forwards_of_layer_on_host(i, BLOCKS) for i in range(BLOCKS)]
     on_cpu = 0.0 if sizes.resident_ends else 1.0
     return StepWork(
         forward=[speeds.forward * m] * BLOCKS, backward=[speeds.backward * m] * BLOCKS, head=speeds.head * m,
         fetch=[speeds.fetch] * BLOCKS, fetch_head=0.0, fetch_inputs=0.0, send=[speeds.send] * BLOCKS, send_head=0.0,
-        save=boundaries, load=boundaries, update=[speeds.update] * BLOCKS, update_head=0.0,
+        save=boundaries, load=boundaries, save_outputs=outputs, load_outputs=outputs,
+        micro_batches=m, update=[speeds.update] * BLOCKS, update_head=0.0,
         update_table=on_cpu * TABLE, update_rows=on_cpu * ROWS, read=nothing, write=nothing,
         read_weights=nothing, write_boundary=nothing, read_boundary=nothing,
         resident=sizes.resident, buffers=4, weight_buffers=4, boundary_buffers=4, depth=sizes.window_depth,
@@ -110,6 +128,8 @@ def compute(speeds: Speeds, work: Any, _: Any) -> float:
 
 def h2d(speeds: Speeds, work: Any, given: tuple[Any, ...]) -> float:
     """A block (by its number), a boundary (flat), or what takes no time: ids, rows, the shell, the head."""
+    if getattr(work, "__name__", "") == "fetch_outputs":
+        return speeds.outputs
     if isinstance(given[0], int):
         return 0.0 if work.__name__ == "copy_shell" else speeds.fetch
     is_boundary = work.__name__ == "copy_async" and given[0].ndim == 1 and given[0].is_floating_point()
@@ -118,6 +138,8 @@ def h2d(speeds: Speeds, work: Any, given: tuple[Any, ...]) -> float:
 
 def d2h(speeds: Speeds, block_numel: int, work: Any, given: tuple[Any, ...]) -> float:
     """A boundary (in its shape), a block's gradient, or what takes no time: the loss, norms, rows, the head's."""
+    if work.__name__ == "send_outputs":
+        return speeds.outputs
     if work.__name__ != "copy_async" or given[0].ndim == 0:
         return 0.0
     if given[0].ndim == 3:

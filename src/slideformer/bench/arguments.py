@@ -12,8 +12,8 @@ from slideformer.settings.config import Config
 from slideformer.units import parse_bytes
 
 PINNED = (
-    "micro_batch_size", "window_depth", "resident", "resident_ends", "kept", "kept_outputs", "host_boundaries",
-    "disk_blocks", "disk_boundaries", "disk_weight_blocks", "gradient_slots", "head_shards",
+    "micro_batch_size", "window_depth", "resident", "resident_ends", "kept", "kept_outputs", "host_outputs",
+    "host_boundaries", "disk_blocks", "disk_boundaries", "disk_weight_blocks", "gradient_slots", "head_shards",
 )  # fmt: skip
 
 

@@ -17,8 +17,8 @@ class Case:
         gpu_budget_bytes, host_budget_bytes, disk_budget_bytes: None: what is free.
         micro_batch_size, window_depth, threads: None: chosen.
         resident, kept: blocks whose state stays on the GPU, and of which nothing is recomputed; None: chosen.
-        resident_ends, kept_outputs, host_boundaries, disk_blocks, disk_boundaries, disk_weight_blocks,
-            gradient_slots, head_shards: as in `Pins`.
+        resident_ends, kept_outputs, host_outputs, host_boundaries, disk_blocks, disk_boundaries,
+            disk_weight_blocks, gradient_slots, head_shards: as in `Pins`.
         offload_dir: where states may go that host memory does not hold; None: nowhere.
         rates: a machine's, as `slideformer probe --json` prints them; None: this one's, if it was probed.
         matmul_flops: of this machine per second, sustained; None: measured first.
@@ -41,6 +41,7 @@ class Case:
     kept: int | None = None
     resident_ends: bool | None = None
     kept_outputs: int | None = None
+    host_outputs: int | None = None
     host_boundaries: int | None = None
     disk_blocks: int | None = None
     disk_boundaries: int | None = None

@@ -29,6 +29,7 @@ from slideformer.memory.gradients import Accumulator, GradientRing, HostGradient
 from slideformer.memory.head import HeadWeight, ResidentHead, zeroed
 from slideformer.memory.head_shards import HeadShards, ResidentHeadShards
 from slideformer.memory.host import HostAllocator, LayerState
+from slideformer.memory.host_outputs import HostOutputs
 from slideformer.memory.record_ring import AllInMemory, RecordRing
 from slideformer.memory.window import LayerWindow
 from slideformer.models.architecture import Decoder
@@ -91,6 +92,8 @@ class Machinery:
             wait_until=self.updates.worker.wait_until,
         )
         self.saved = self._boundaries(boundary_file, allocator, dtype)
+        self._outputs_on_host = sizes.outputs_on_host(decoder.depth)
+        self.outputs = HostOutputs(lanes, allocator, self._outputs_on_host, sizes.host_output_bytes)
         self.table = self._table(allocator, dtype)
         self._held_gradients = {
             i: torch.zeros(state.layout.trained_numel, dtype=dtype, device=lanes.device)
@@ -219,11 +222,14 @@ class Machinery:
             else:
                 self.window.fetch(i)
 
-    def keeps(self, i: int) -> Level:
-        """What of block i's forward is kept for its backward: most of the last blocks, which come first there."""
+    def keeps(self, i: int, m: int) -> Level:
+        """What of block i's forward over micro-batch m is kept for its backward: most of the last blocks, which come
+        first there, and of others where the link has room."""
         kept, outputs = self.sizes.kept_of(self.decoder.depth)
         behind = self.decoder.depth - i
-        return "all" if behind <= kept else "outputs" if behind <= kept + outputs else "recompute"
+        if behind <= kept:
+            return "all"
+        return "outputs" if behind <= kept + outputs or (i, m) in self._outputs_on_host else "recompute"
 
     def fetch_shell(self) -> Weights:
         self._shell_window.fetch(0)

@@ -8,14 +8,16 @@ contexts for the same purpose; these hold no more than an operator's results and
 """
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from slideformer.memory.host_outputs import starts
 
 EXPENSIVE = frozenset({
     "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_mm", "aten::_grouped_mm",
@@ -49,6 +51,55 @@ class Results:
     @property
     def nbytes(self) -> int:
         return sum(value.nbytes for value in self.values if isinstance(value, Tensor))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in memory that can be elsewhere by the time it is read; `offset` in elements."""
+
+    offset: int
+    size: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def within(self, storage: torch.UntypedStorage) -> Tensor:
+        view = torch.empty(0, dtype=self.dtype, device=storage.device)
+        return view.set_(storage, self.offset, self.size, self.stride)
+
+
+def memory_of(results: Iterable[Results]) -> list[Tensor]:
+    """All memory of the results on the device of the first, each piece once, as uint8 [bytes]."""
+    tensors = [value for result in results for value in result.values if isinstance(value, Tensor) and value.numel()]
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage()
+        for tensor in tensors
+        if tensor.device == tensors[0].device
+    }
+    return [
+        Place(0, torch.Size((storage.nbytes(),)), (1,), torch.uint8).within(storage) for storage in storages.values()
+    ]
+
+
+def placed(results: Iterable[Results], memory: list[Tensor]) -> deque[Results]:
+    """The results with tensors replaced by their places, when `memory` is laid out one behind the other."""
+    begin = {piece.data_ptr(): start for piece, start in zip(memory, starts(memory), strict=True)}
+
+    def place(value: Any) -> Any:
+        if not isinstance(value, Tensor) or (first := value.untyped_storage().data_ptr()) not in begin:
+            return value
+        offset = begin[first] // value.itemsize + int(value.storage_offset())
+        return Place(offset, value.size(), value.stride(), value.dtype)
+
+    return deque(replace(result, values=tuple(map(place, result.values))) for result in results)
+
+
+def found_in(results: Iterable[Results], memory: Tensor) -> deque[Results]:
+    """The results with their tensors in `memory` (uint8), where `placed` said."""
+
+    def found(value: Any) -> Any:
+        return value.within(memory.untyped_storage()) if isinstance(value, Place) else value
+
+    return deque(replace(result, values=tuple(map(found, result.values))) for result in results)
 
 
 class Recorder(TorchDispatchMode):

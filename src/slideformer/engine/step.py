@@ -34,12 +34,15 @@ def train_step(
                 xs[m] = run(compute.block_forward, *call)
                 continue
             e.saved.save(i, m, xs[m], e.hidden_shape(batch))
-            tapes[i, m] = run(compute.block_recorded, *call, e.keeps(i), e.needs_dx(i))
+            tapes[i, m] = run(compute.block_recorded, *call, e.keeps(i, m), e.needs_dx(i))
             xs[m] = run(compute.output_of, tapes[i, m])
+            e.outputs.save(i, m, tapes[i, m])
         e.window.release(i)
         e.fetch([i + e.window.depth])  # behind the last block comes the head
 
-    e.saved.turn([(i, m) for i in reversed(range(e.lowest, n)) for m in range(len(batches))])
+    order = [(i, m) for i in reversed(range(e.lowest, n)) for m in range(len(batches))]
+    e.saved.turn(order)
+    e.outputs.turn(order)
     e.fetch(reversed(range(max(e.lowest, n - e.window.depth), n)))  # still in the window
     d_shell = e.open_shell_gradient()
     dxs, d_rows = HeadStep(e, result, shell, d_shell, batches, row_ids).run(head_passes, xs)
@@ -49,8 +52,10 @@ def train_step(
         for m in range(len(batches)):
             x = e.saved.load(i, m)
             tape = tapes.pop((i, m))
+            e.outputs.load(i, m, tape)
             dxs[m] = run(compute.block_backward, decoder, i, tape, weights, x, inputs[m], dxs[m], d_weights)
             e.saved.release(i, m)
+            e.outputs.release(i, m)
         e.window.release(i)
         e.submit_block(result, i, d_weights)
         e.fetch(range(max(e.lowest, i - e.window.depth), i - e.window.depth + 1))

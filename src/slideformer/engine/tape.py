@@ -15,15 +15,15 @@ costs the host twice the time a block.
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
-from slideformer.engine.outputs import Recorder, Repeater, Results
+from slideformer.engine.outputs import Place, Recorder, Repeater, Results, found_in, memory_of, placed
 from slideformer.memory.gradients import Accumulator
+from slideformer.memory.host_outputs import aligned
 
 Level = Literal["recompute", "outputs", "all"]  # of what forward gives: nothing is kept, expensive outputs, everything
 Weights = dict[str, Tensor]
@@ -77,6 +77,25 @@ class Tape:
         """Of expensive outputs that are held."""
         return self._saved.output_bytes
 
+    def take_outputs(self, most_bytes: int) -> list[Tensor]:
+        """The memory of the expensive outputs, as uint8 [bytes] each, which the tape no longer holds; empty, and held
+        still, if it is more than that when laid out. `give_outputs` is to follow before backward."""
+        return self._with_outputs.take_outputs(most_bytes)
+
+    @property
+    def taken_bytes(self) -> int:
+        """Of what was taken, laid out."""
+        return self._with_outputs.taken_bytes
+
+    def give_outputs(self, memory: Tensor) -> None:
+        """What was taken, laid out in `memory` (uint8)."""
+        self._with_outputs.give_outputs(memory)
+
+    @property
+    def _with_outputs(self) -> "RecomputedWithOutputs":
+        assert isinstance(self._saved, RecomputedWithOutputs)
+        return self._saved
+
     def take_output(self) -> Tensor:
         """y, once: the tape does not hold it."""
         y, self._y = self._y, None
@@ -102,16 +121,6 @@ class Tape:
         return gradients[: self._inputs]
 
 
-@dataclass(frozen=True)
-class PlaceInSlot:
-    """A saved tensor that is a view of the weights: where it lies in whatever slot holds the layer."""
-
-    offset: int
-    size: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-
 class Kept:
     """Saved tensors as they are, but weights by their place."""
 
@@ -133,17 +142,17 @@ class Kept:
     def unbind(self) -> None:
         self._slot = None
 
-    def pack(self, tensor: Tensor) -> Tensor | PlaceInSlot:
+    def pack(self, tensor: Tensor) -> Tensor | Place:
         if tensor.untyped_storage().data_ptr() != self._address:
             return tensor.detach()  # a node that keeps its own output, with its history, would never be freed
-        return PlaceInSlot(int(tensor.storage_offset()), tensor.size(), tensor.stride(), tensor.dtype)
+        return Place(int(tensor.storage_offset()), tensor.size(), tensor.stride(), tensor.dtype)
 
-    def unpack(self, saved: Tensor | PlaceInSlot) -> Tensor:
+    def unpack(self, saved: Tensor | Place) -> Tensor:
+        """A tensor as it is, or from the slot that holds the layer now."""
         if isinstance(saved, Tensor):
             return saved
         assert self._slot is not None
-        view = torch.empty(0, dtype=saved.dtype, device=self._slot.device)
-        return view.set_(self._slot, saved.offset, saved.size, saved.stride)
+        return saved.within(self._slot)
 
 
 class Recomputed:
@@ -210,10 +219,22 @@ class RecomputedWithOutputs(Recomputed):
         super().__init__(forward, frozen, needs_dx)
         self._recorder: Recorder | None = None
         self._outputs: deque[Results] = deque()
+        self.taken_bytes = 0
 
     @property
     def output_bytes(self) -> int:
         return sum(results.nbytes for results in self._outputs)
+
+    def take_outputs(self, most_bytes: int) -> list[Tensor]:
+        memory = memory_of(self._outputs)
+        needed = sum(aligned(piece.numel()) for piece in memory)
+        if needed > most_bytes:
+            return []
+        self._outputs, self.taken_bytes = placed(self._outputs, memory), needed
+        return memory
+
+    def give_outputs(self, memory: Tensor) -> None:
+        self._outputs = found_in(self._outputs, memory)
 
     def recording(self) -> AbstractContextManager[Any]:
         self._recorder = Recorder(lambda: self._count)

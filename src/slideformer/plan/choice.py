@@ -20,8 +20,9 @@ GRID = 6  # numbers of resident blocks that are tried first
 REFINED = 4  # of the best of these, the neighbours are tried as well
 MICRO_BATCH_SIZES = 3
 FEWER_SLOTS = (8, 2, 1)  # for gradients that wait, if one for each block is too much for the host
+SHARES_ON_HOST = 24  # of all recomputed forwards, one keeps its outputs in host memory, or two, ...
 PLAYED = 32  # schedules at most, each time
-SAME = 1.01  # predictions are no better than that: among such equals, the least to do beside computation is preferred
+SAME = 1.002  # among such equals, the least to do beside computation is preferred
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Limits:
         ends: values of `resident_ends`.
         kept: a number that is given, or None.
         keeps, keeps_outputs: whether anything may be kept at all, and expensive outputs alone.
+        keeps_on_host: whether these may be kept in host memory.
         reach: the most that may be on disk.
     """
 
@@ -71,6 +73,7 @@ class Limits:
     keeps: bool
     keeps_outputs: bool
     reach: Reach
+    keeps_on_host: bool = False
 
 
 def choose(starts: Sequence[Sizes], limits: Limits, fits: Fits, costs: Costs) -> Sizes | None:
@@ -82,10 +85,14 @@ def choose(starts: Sequence[Sizes], limits: Limits, fits: Fits, costs: Costs) ->
     groups = [Group(start, ends, limits, fits) for start in starts for ends in limits.ends]
     search = Search(costs)
     for group in groups:
-        search.add(group, group.grid())
+        search.add(group, group.candidates_of(group.grid()))
     search.play()
     for group, resident in search.best_groups():
         _refine(search, group, resident)
+    if limits.keeps_on_host:
+        for group, resident in search.best_of_each_micro_batch():
+            search.add(group, group.with_outputs_on_host(resident))
+        search.play()
     return search.best()
 
 
@@ -94,7 +101,7 @@ def _refine(search: "Search", group: "Group", resident: int) -> None:
     step = group.step
     while step > 1:
         step = -(-step // 2)
-        search.add(group, [resident - step, resident + step])
+        search.add(group, group.candidates_of([resident - step, resident + step]))
         search.play()
         resident = search.best_of(group)
 
@@ -130,14 +137,18 @@ class Group:
         most = last(range(low, high + 1), lambda count: self.fits.device(self._smallest(count)))
         return range(low, low if most is None else most + 1)
 
+    def candidates_of(self, residents: Iterable[int]) -> Iterator[Sizes]:
+        return (sizes for resident in residents for sizes in self.candidates(resident))
+
     def candidates(self, resident: int) -> list[Sizes]:
         """The ways to spend what is left on keeping; none, if so many resident blocks do not fit."""
         if resident not in self._seen:
             self._seen[resident] = list(self._candidates(resident))
         return self._seen[resident]
 
-    def _smallest(self, resident: int) -> Sizes:
-        return replace(self.start, resident=resident, resident_ends=self.ends, host_boundaries=self.limits.blocks)
+    def _smallest(self, resident: int, on_host: int = 0) -> Sizes:
+        sizes = replace(self.start, resident=resident, resident_ends=self.ends, host_boundaries=self.limits.blocks)
+        return replace(sizes, host_outputs=on_host) if on_host else sizes
 
     def _candidates(self, resident: int) -> Iterator[Sizes]:
         low, high = self.limits.resident
@@ -148,8 +159,21 @@ class Group:
             if self.limits.keeps:
                 yield from dict.fromkeys([self._whole_first(base), self._outputs_first(base)])
 
-    def _fewest_boundaries(self, sizes: Sizes) -> Sizes | None:
+    def with_outputs_on_host(self, resident: int) -> Iterator[Sizes]:
+        """More and more of what the link may have room for, as long as host memory has; with so many resident blocks,
+        or fewer where the device has no room for what comes back."""
+        forwards = self.start.recomputed_forwards(self.limits.blocks)
+        for count in dict.fromkeys(-(-forwards * share // SHARES_ON_HOST) for share in range(1, SHARES_ON_HOST + 1)):
+            ways = [self._smallest(fewer, count) for fewer in range(self.limits.resident[0], resident + 1)]
+            sizes = self._fewest_boundaries(last(ways, self.fits.device))
+            if sizes is None or not self.fits.host(sizes):
+                return
+            yield self._outputs_first(sizes)
+
+    def _fewest_boundaries(self, sizes: Sizes | None) -> Sizes | None:
         """On the host; the others stay on the device."""
+        if sizes is None:
+            return None
         ways = [replace(sizes, host_boundaries=count) for count in range(self.limits.blocks + 1)]
         return first(ways, self.fits.device)
 
@@ -208,9 +232,9 @@ class Search:
     _least: dict[Sizes, float] = field(default_factory=dict)
     _seconds: dict[Sizes, float] = field(default_factory=dict)
 
-    def add(self, group: Group, residents: Iterable[int]) -> None:
-        """Consider these numbers of resident blocks."""
-        for sizes in (sizes for resident in residents for sizes in group.candidates(resident)):
+    def add(self, group: Group, candidates: Iterable[Sizes]) -> None:
+        """Consider these of the group."""
+        for sizes in candidates:
             if sizes not in self._group_of:
                 self._group_of[sizes] = group
                 self._least[sizes] = self.costs.least_seconds(sizes)
@@ -231,6 +255,13 @@ class Search:
         for sizes in sorted(self._seconds, key=self._seconds.__getitem__):
             found.setdefault(self._group_of[sizes], sizes.resident)
         return list(found.items())[:REFINED]
+
+    def best_of_each_micro_batch(self) -> list[tuple[Group, int]]:
+        """Of the steps with micro-batches of one size the shortest: its group, and its number of resident blocks."""
+        found: dict[int, tuple[Group, int]] = {}
+        for sizes in sorted(self._seconds, key=self._seconds.__getitem__):
+            found.setdefault(sizes.micro_batch_size, (self._group_of[sizes], sizes.resident))
+        return list(found.values())
 
     def best_of(self, group: Group) -> int:
         among = [sizes for sizes in self._seconds if self._group_of[sizes] is group]

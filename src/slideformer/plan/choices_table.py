@@ -45,6 +45,9 @@ def _kept(plan: "Plan") -> Iterator[tuple[str, str, str]]:
     kept, outputs = plan.sizes.kept_of(blocks)
     yield "kept", f"{kept}/{blocks}", "blocks of which nothing is recomputed in backward"
     yield "kept_outputs", f"{outputs}/{blocks}", "blocks recomputed but for their matrix products and attention"
+    if plan.sizes.host_outputs:
+        forwards = f"{plan.sizes.forwards_on_host(blocks)}/{plan.sizes.recomputed_forwards(blocks)}"
+        yield "host_outputs", forwards, "forwards of the others of which these wait in host memory"
 
 
 def _rest(plan: "Plan") -> Iterator[tuple[str, str, str]]:

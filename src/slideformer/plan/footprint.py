@@ -18,6 +18,7 @@ from slideformer.memory.gradients import GradientRing
 from slideformer.memory.head import HeadWeight
 from slideformer.memory.head_shards import HeadShards, shard_rows
 from slideformer.memory.host import LayerState
+from slideformer.memory.host_outputs import HostOutputs
 from slideformer.memory.record_ring import RecordRing
 from slideformer.memory.snapshot import SnapshotMemory
 from slideformer.memory.window import LayerWindow
@@ -143,6 +144,7 @@ def host_bytes(model: ModelSizes, sizes: Sizes, dtype: torch.dtype) -> dict[str,
         + BoundariesOnDisk.host_bytes_needed(
             sizes.boundaries_on_disk(n), sizes.micro_batches, boundary * dtype.itemsize, sizes.staging_buffers
         ),
+        "kept outputs": HostOutputs.host_bytes_needed(sizes.forwards_on_host(n), sizes.host_output_bytes),
         "token ids": TokenFeed.bytes_needed(sizes.step_indices),
         "checkpoint copies": SnapshotMemory.bytes_needed(state_bytes.values(), sizes.snapshot_units),
     }
@@ -238,6 +240,7 @@ def device_bytes(model: ModelSizes, work: Work, sizes: Sizes, dtype: torch.dtype
     sequences = sizes.micro_batches * sizes.micro_batch_size
     kept, outputs = sizes.kept_of(n)
     always["kept for backward"] = sequences * (kept * work.kept_bytes + outputs * work.kept_outputs_bytes)
+    always["kept for backward"] += HostOutputs.device_bytes_needed(sizes.forwards_on_host(n), sizes.host_output_bytes)
     block_work = work.block_fixed_bytes + work.block_bytes * sizes.micro_batch_size
     head_work = head_bytes(model, work, sizes, dtype)
     phases = {

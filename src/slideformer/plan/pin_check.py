@@ -33,7 +33,7 @@ def check_pins(workload: Workload, blocks: int, *, can_be_resident: bool, can_be
                 f"{name}: {_word(given[name])}, but only what computes in bf16 on a GPU can be updated where it is",
                 f"leave {name} out, or set compute_dtype: bf16 and device: cuda",
             )
-    for name in ("kept", "kept_outputs"):
+    for name in ("kept", "kept_outputs", "host_outputs"):
         if given.get(name) and workload.recompute_all:
             raise ConfigError(
                 f"{name}: {given[name]}, but gradient_checkpointing: true recomputes every layer",

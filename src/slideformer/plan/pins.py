@@ -15,6 +15,7 @@ class Pins:
 
     resident_ends: bool | None = None
     kept_outputs: int | None = None
+    host_outputs: int | None = None
     host_boundaries: int | None = None
     disk_blocks: int | None = None
     disk_boundaries: int | None = None

@@ -98,6 +98,7 @@ def _possible(model: ModelSizes, work: Work, measured_length: int, dtype: torch.
             )
 
         limits = _limits(model, work, asked.workload, dtype, asked.device, reaches(asked.disk)[-1])
+        limits = replace(limits, keeps_on_host=False)  # which takes memory
         for workload in _in_shards(model, asked.workload):
             starts = [sizes for sizes in _candidates(model, workload, dtype) if not sizes.host_boundaries]
             if found := one_that_fits(starts, limits, _fits_of(plan_of, workload), plan_of):
@@ -130,6 +131,7 @@ def _limits(
         has_disk=reach != Reach.NOTHING,
     )
     most = n - min(pins.disk_blocks or 0, n)  # a block's state is in one place
+    keeps_outputs = not workload.recompute_all and work.kept_outputs_bytes > 0
     ends = (False, True) if can_be_resident and pinned != 0 else (False,)
     return Limits(
         blocks=n,
@@ -137,7 +139,8 @@ def _limits(
         ends=ends if pins.resident_ends is None else (pins.resident_ends,),
         kept=None if workload.kept is None else min(workload.kept, n),
         keeps=not workload.recompute_all,
-        keeps_outputs=not workload.recompute_all and work.kept_outputs_bytes > 0 and pins.kept_outputs is None,
+        keeps_outputs=keeps_outputs and pins.kept_outputs is None,
+        keeps_on_host=keeps_outputs and pins.host_outputs is None and device_bytes is not None,
         reach=reach,
     )
 
@@ -288,6 +291,8 @@ def _plan(
     disk_budget_bytes: int | None,
     process_bytes: int,
 ) -> Plan:
+    if sizes.host_outputs:
+        sizes = replace(sizes, host_output_bytes=sizes.micro_batch_size * work.kept_outputs_bytes)
     host = {"process": process_bytes, **host_bytes(model, sizes, dtype)}
     device = device_bytes(model, work, sizes, dtype)
     disk = disk_bytes(model, sizes, dtype)

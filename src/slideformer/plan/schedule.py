@@ -12,7 +12,9 @@ from slideformer.plan.disk_queue import DiskQueue, Pending, Span, Staging
 STEPS = 4  # the first begins with nothing pending, and the last leaves its updates to the next; shown is the third
 BEFORE_BLOCKS = -1  # what the next forward needs before block 0
 LANES = ("compute", "h2d", "d2h", "adamw", "disk")
-STAGING = 2  # gradients that may leave the GPU while computation goes on
+STAGING = (
+    2  # gradients, and blocks' outputs, that may leave the GPU while computation goes on; outputs that may be back
+)
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,13 @@ class StepWork:
         fetch, fetch_head, fetch_inputs: weights, and what a step begins with, to the GPU.
         send, send_head: gradients from the GPU.
         save, load: boundary activations to host memory and back, 0 where they stay.
+        save_outputs, load_outputs: the same of expensive outputs.
         update, update_head, update_table, update_rows: AdamW on the CPU, 0 where there is none; a table's rows without
             a gradient from the embedding are updated early. A tied head is the table, and has no update of its own.
         read, write: records of what is on disk before and after their update, 0 of the others.
         read_weights: weights from the disk before they go to the GPU, 0 of those in host memory.
         write_boundary, read_boundary: boundary activations from host memory to disk and back, 0 where they stay.
+        micro_batches: parts of each block's forward and backward; what they save leaves one by one.
         resident: blocks (the first ones) that need no place in the window.
         buffers: records that are in memory at once.
         weight_buffers, boundary_buffers: blocks whose weights, or boundaries, may be in memory between disk and GPU.
@@ -48,6 +52,8 @@ class StepWork:
     send_head: float
     save: list[float]
     load: list[float]
+    save_outputs: list[float]
+    load_outputs: list[float]
     update: list[float]
     update_head: float
     update_table: float
@@ -57,6 +63,7 @@ class StepWork:
     read_weights: list[float]
     write_boundary: list[float]
     read_boundary: list[float]
+    micro_batches: int
     resident: int
     buffers: int
     weight_buffers: int
@@ -72,8 +79,8 @@ class StepWork:
         return {
             "compute": sum(self.forward) + sum(self.backward) + self.head,
             "h2d": sum(self.fetch[r:]) + sum(self.fetch[r : max(r, again)]) + self.fetch_head + self.fetch_inputs
-            + sum(self.load),
-            "d2h": sum(self.send[r:]) + self.send_head + sum(self.save),
+            + sum(self.load) + sum(self.load_outputs),
+            "d2h": sum(self.send[r:]) + self.send_head + sum(self.save) + sum(self.save_outputs),
             "adamw": sum(self.update[r:]) + self.update_head + self.update_table + self.update_rows,
             "disk": sum(self.read) + sum(self.write) + sum(self.write_boundary) + sum(self.read_boundary)
             + sum(self.read_weights[r:]) + sum(self.read_weights[r : max(r, again)]),
@@ -138,6 +145,7 @@ class Player:
         self.disk = DiskQueue(self.spans, self.work.buffers)
         self._weights = Staging(self.work.weight_buffers)
         self._boundaries = Staging(self.work.boundary_buffers)
+        self._left: list[float] = []  # when each block's outputs are off the GPU
         self._turned = 0.0  # the end of forward, from which on boundaries are read
 
     def step(self) -> float:
@@ -156,24 +164,29 @@ class Player:
     def _forward(self) -> float:
         """Through the blocks; returns when the head's weight is there."""
         w, n = self.work, len(self.work.forward)
-        begun = self.free["compute"]  # the host has run ahead, but not into a window that is still in use
+        ahead = self.free["compute"]  # the host has run ahead, but not into a window that is still in use
         inputs = self._run("h2d", "inputs", w.fetch_inputs, self._wait_fresh("embedding"))
         released: list[float] = []
         for i in range(n):
-            there = 0.0
+            there = self._left[-STAGING] if len(self._left) >= STAGING else 0.0
             if (k := i - w.resident) >= 0:
-                free = released[k - w.depth] if k >= w.depth else begun
-                there = self._fetch(i, self._wait_fresh(f"block {i}"), free)
+                free = released[k - w.depth] if k >= w.depth else ahead
+                there = max(there, self._fetch(i, self._wait_fresh(f"block {i}"), free))
             done = self._run("compute", f"forward {i}", w.forward[i], inputs, there)
             if k >= 0:
                 released.append(done)
+            begun = done - w.forward[i]
             if w.save[i]:
-                self._save(i, done)
+                self._save(i, begun)
+            if w.save_outputs[i]:
+                first = begun + w.forward[i] / w.micro_batches
+                self._left.append(self._run("d2h", f"save outputs {i}", w.save_outputs[i], first))
         return self._run("h2d", "fetch head", w.fetch_head, self._wait_fresh("embedding" if w.tied else "head"))
 
     def _head(self, arrived: float) -> float:
-        w, self._turned = self.work, self.free["compute"]
-        done = self._run("compute", "head", w.head, arrived)
+        w, self._turned = self.work, max(self.free["compute"], *self._left[-1:], 0.0)
+        self._left.clear()
+        done = self._run("compute", "head", w.head, arrived, self._turned)
         landed = self._run("d2h", "send head", w.send_head, done)
         if not w.tied:
             self._submit("head", w.update_head, len(w.forward), landed)
@@ -184,14 +197,19 @@ class Player:
         w, n = self.work, len(self.work.backward)
         left: list[float] = []  # when each gradient is off the GPU
         released: list[float] = []
+        read: list[float] = []  # when each block's outputs are no longer needed
         for i in reversed(range(n)):
             k = n - 1 - i
             loaded = self._load(i) if w.load[i] else 0.0
             there = done
             if k >= w.depth and i >= w.resident:
                 there = self._fetch(i, released[k - w.depth])
+            if w.load_outputs[i]:
+                earliest = read[-STAGING] if len(read) >= STAGING else self._turned
+                loaded = self._run("h2d", f"load outputs {i}", w.load_outputs[i], earliest)
             staged = left[k - STAGING] if k >= STAGING else 0.0
             released.append(self._run("compute", f"backward {i}", w.backward[i], loaded, there, staged, self.host))
+            read.extend(released[-1:] if w.load_outputs[i] else [])
             left.append(released[-1] if i < w.resident else self._send_block(i, released[-1]))
         landed = self._run("d2h", "send rows", 0.0, released[-1])
         self._submit("embedding", w.update_rows, BEFORE_BLOCKS, landed)
@@ -209,13 +227,13 @@ class Player:
         self._weights.give_back(there)
         return there
 
-    def _save(self, i: int, done: float) -> None:
+    def _save(self, i: int, begun: float) -> None:
         """A boundary from the GPU, and on to disk."""
         w = self.work
         if not w.write_boundary[i]:
-            self._run("d2h", f"save {i}", w.save[i], done)
+            self._run("d2h", f"save {i}", w.save[i], begun)
             return
-        saved = self._run("d2h", f"save {i}", w.save[i], done, self._boundaries.take())
+        saved = self._run("d2h", f"save {i}", w.save[i], begun, self._boundaries.take())
         self.disk.written[f"boundary {i}"] = self.disk.run(f"write boundary {i}", w.write_boundary[i], saved)
         self._boundaries.give_back(self.disk.written[f"boundary {i}"])
 
@@ -293,8 +311,10 @@ def play_in_turn(work: StepWork) -> Schedule:
 def scaled(work: StepWork, factors: Mapping[str, float]) -> StepWork:
     """The same work on a machine whose lanes take so much longer (2.0) or shorter (0.5); lanes left out stay."""
     lane_of = {
-        "compute": ("forward", "backward", "head"), "h2d": ("fetch", "fetch_head", "fetch_inputs", "load"),
-        "d2h": ("send", "send_head", "save"), "adamw": ("update", "update_head", "update_table", "update_rows"),
+        "compute": ("forward", "backward", "head"),
+        "h2d": ("fetch", "fetch_head", "fetch_inputs", "load", "load_outputs"),
+        "d2h": ("send", "send_head", "save", "save_outputs"),
+        "adamw": ("update", "update_head", "update_table", "update_rows"),
         "disk": ("read", "write", "read_weights", "write_boundary", "read_boundary"),
     }  # fmt: skip
     values = dict(vars(work))

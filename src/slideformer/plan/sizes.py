@@ -24,6 +24,9 @@ class Sizes:
         head_chunk: tokens whose logits exist at once.
         kept: layers (the last ones) whose forward is kept whole for backward; the others are recomputed.
         kept_outputs: layers (those before the kept ones) of which the expensive operators' outputs are kept.
+        host_outputs: forwards, of a layer over a micro-batch, whose expensive outputs are kept in host memory; spread
+            over the layers that are recomputed.
+        host_output_bytes: of the outputs of one of these.
         resident: layers (the first ones) whose durable state is in the device's memory, and updated there.
         resident_gradients: whether the gradients of all that is resident may wait on the device for their update.
         resident_ends: whether that of embedding, head and what else is outside the blocks is there, too.
@@ -44,6 +47,8 @@ class Sizes:
     head_chunk: int
     kept: int = 0
     kept_outputs: int = 0
+    host_outputs: int = 0
+    host_output_bytes: int = 0
     resident: int = 0
     resident_gradients: bool = False
     resident_ends: bool = False
@@ -79,6 +84,35 @@ class Sizes:
         """Of `depth` layers: (those that are kept whole, those before them of which the expensive outputs are)."""
         kept = min(self.kept, depth)
         return kept, min(self.kept_outputs, depth - kept)
+
+    def recomputed_forwards(self, depth: int) -> int:
+        """Of `depth` layers, over all micro-batches, those of which nothing is kept on the device."""
+        return (depth - sum(self.kept_of(depth))) * self.micro_batches
+
+    def forwards_on_host(self, depth: int) -> int:
+        """Those of them whose outputs go to host memory."""
+        return min(self.host_outputs, self.recomputed_forwards(depth))
+
+    def outputs_on_host(self, depth: int) -> frozenset[tuple[int, int]]:
+        """(layer, micro-batch) of these: evenly spread, so that between any two the link has the same time, and the
+        first micro-batches of a layer rather than the last, so that the copies are over before forward is."""
+        forwards, count = self.recomputed_forwards(depth), self.forwards_on_host(depth)
+        chosen = (k for k in range(forwards) if k * count // forwards > (k - 1) * count // forwards)
+        return frozenset(divmod(k, self.micro_batches) for k in chosen)
+
+    def share_of_outputs(self, i: int, depth: int) -> float:
+        """Of layer i's forwards, those whose expensive outputs are kept, wherever."""
+        kept, outputs = self.kept_of(depth)
+        if i >= depth - kept - outputs:
+            return 1.0 if i < depth - kept else 0.0
+        return self.forwards_of_layer_on_host(i, depth) / self.micro_batches
+
+    def forwards_of_layer_on_host(self, i: int, depth: int) -> int:
+        """Of layer i, as `outputs_on_host` spreads them."""
+        first, forwards, count = i * self.micro_batches, self.recomputed_forwards(depth), self.forwards_on_host(depth)
+        if first >= forwards:
+            return 0
+        return (first + self.micro_batches - 1) * count // forwards - (first - 1) * count // forwards
 
     def slots_for(self, depth: int) -> int:
         """Gradients of `depth` layers that may wait on the host."""

@@ -134,7 +134,8 @@ def twice_the_tokens(work: StepWork) -> StepWork:
 
     return replace(
         work, forward=twice(work.forward), backward=twice(work.backward), head=2 * work.head, save=twice(work.save),
-        load=twice(work.load), write_boundary=twice(work.write_boundary), read_boundary=twice(work.read_boundary),
+        load=twice(work.load), save_outputs=twice(work.save_outputs), load_outputs=twice(work.load_outputs),
+        write_boundary=twice(work.write_boundary), read_boundary=twice(work.read_boundary),
         fetch_inputs=2 * work.fetch_inputs, update_rows=2 * work.update_rows,
     )  # fmt: skip
 
@@ -155,6 +156,8 @@ def step_work(
     head, table = model.layouts[model.head], model.layouts[model.embedding]
     boundary = tokens.computed * model.hidden * dtype.itemsize
     on_host = sizes.boundaries_on_host(n)
+    outputs = [sizes.forwards_of_layer_on_host(i, n) * sizes.host_output_bytes for i in range(n)]
+    filled = tokens.computed / sizes.step_tokens
     rows = min(tokens.computed, model.vocabulary) * model.embedding_width
     tied = model.head == model.embedding
     row_update = min(rows, table.trained_numel)
@@ -187,6 +190,8 @@ def step_work(
         send_head=ends * head.trained_numel * dtype.itemsize / d2h,
         save=[boundary / d2h if i < on_host else 0.0 for i in range(n)],
         load=[boundary / h2d if i < on_host else 0.0 for i in range(n)],
+        save_outputs=[filled * size / d2h for size in outputs],
+        load_outputs=[filled * size / h2d for size in outputs],
         update=[layout.trained_numel / adamw for layout in layouts],
         update_head=0.0 if tied else ends * head.trained_numel / adamw,
         update_table=ends * (table.trained_numel - row_update) / adamw,
@@ -196,6 +201,7 @@ def step_work(
         read_weights=[weights.get(unit, 0) / reading for unit in model.blocks],
         write_boundary=[size / writing for size in boundary_bytes],
         read_boundary=[size / reading for size in boundary_bytes],
+        micro_batches=sizes.micro_batches,
         resident=min(sizes.resident, n),
         buffers=sizes.disk_buffers,
         weight_buffers=sizes.staging_buffers,
@@ -208,20 +214,20 @@ def step_work(
 
 
 def again_in_backward(forward: Operations, i: int, blocks: int, sizes: Sizes) -> Operations:
-    """What of block i's forward its backward repeats: all, what is between the expensive operators, or nothing."""
-    kept, outputs = sizes.kept_of(blocks)
-    if i >= blocks - kept:
+    """What of block i's forwards its backward repeats: all, what is between the expensive operators, or nothing."""
+    if i >= blocks - sizes.kept_of(blocks)[0]:
         return Operations(0.0, 0.0, 0.0)
-    if i >= blocks - kept - outputs:
-        return replace(as_called(forward, i, blocks, sizes), matmul_flops=0.0, attention_flops=0.0)
-    return forward
+    again = 1.0 - sizes.share_of_outputs(i, blocks)
+    called = as_called(forward, i, blocks, sizes)
+    return replace(
+        called, matmul_flops=again * forward.matmul_flops, attention_flops=again * forward.attention_flops
+    )  # fmt: skip
 
 
 def as_called(forward: Operations, i: int, blocks: int, sizes: Sizes) -> Operations:
-    """Block i's forward as the host calls it: where expensive outputs are picked out, each operator goes through Python
-    once more, which takes about as long as the call itself."""
-    kept, outputs = sizes.kept_of(blocks)
-    return replace(forward, calls=2 * forward.calls) if 0 < blocks - kept - i <= outputs else forward
+    """Block i's forwards as the host calls them: where expensive outputs are picked out, each operator goes through
+    Python once more, which takes about as long as the call itself."""
+    return replace(forward, calls=(1 + sizes.share_of_outputs(i, blocks)) * forward.calls)
 
 
 def update_on_device(layout: FlatLayout, sizes: Sizes, rates: ComputeRates) -> float:

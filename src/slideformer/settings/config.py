@@ -147,6 +147,11 @@ class Config(Section):
         ge=0,
         description="layers (before the kept) of which matrix products are not repeated; null: chosen",
     )
+    host_outputs: int | None = Field(
+        default=None,
+        ge=0,
+        description="forwards (a layer over a micro-batch) whose matrix products wait in host memory; null: chosen",
+    )
     resident_ends: bool | None = Field(
         default=None, description="whether embedding and head stay in the GPU's memory with their states; null: chosen"
     )
