@@ -5,8 +5,9 @@
 
 Trains random weights on random tokens; `--blocks` takes only the first so many of the model, each at its full width.
 Pieces are timed by marks in their lane's queue, so that waiting is no part of them. Shown are the medians over the
-counted steps, each the sum over a step's micro-batches, or over its copies; backward has its recomputation in it. Exits
-with 1 if a block's forward and backward together deviate by more than `--within` from the plan.
+counted steps, each the sum over a step's micro-batches, or over its copies; backward has its recomputation in it, and
+AdamW of a block on disk its wait for the record. Exits with 1 if a block's forward and backward together deviate by
+more than `--within` from the plan, and with 2 if nothing could be measured.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from machine_rates import rates_of
 from shapes import SHAPES
 
 from slideformer.bench.case import Case
+from slideformer.bench.sliding import Subject, enforce
 from slideformer.bench.spans import break_down
 from slideformer.bench.trace import Recorded, record, summary
 from slideformer.errors import ConfigError, SlideFormerError
@@ -37,11 +39,13 @@ def show(case: Case, within: float) -> tuple[str, bool, dict[str, Any]]:
         DoesNotFit: the plan says so.
         ConfigError: there are no rates to plan with.
     """
-    recorded = record(case)
-    timing = recorded.plan.timing
-    if timing is None:
+    subject = Subject(case)
+    enforce(case.gpu_budget_bytes)
+    plan = subject.plan(case.sequences)
+    if (timing := plan.timing) is None:
         raise ConfigError("no rates of this machine: nothing is predicted", "give --rates probe, or a machine's file")
-    layers = layers_of(recorded.spans, case.steps, timing.schedule, recorded.plan.model.blocks)
+    recorded = record(subject, plan)
+    layers = layers_of(recorded.spans, case.steps, timing.schedule, plan.model.blocks)
     judgement, right = judge(layers, within)
     page = summary(case, break_down(recorded.spans, recorded.seconds), timing)
     text = "\n".join([page, *peaks(recorded), "", render(layers), "", judgement])
@@ -50,7 +54,7 @@ def show(case: Case, within: float) -> tuple[str, bool, dict[str, Any]]:
         "planned": timing.as_json(),
         **recorded.peak_bytes,
         "layers": [asdict(layer) for layer in layers],
-        "sizes": recorded.plan.as_json()["sizes"],
+        "sizes": plan.as_json()["sizes"],
         "within": right,
     }  # fmt: skip
 

@@ -23,10 +23,13 @@ def trace(case: Case, out: Path) -> str:
     Raises:
         DoesNotFit: the plan says so.
     """
-    recorded = record(case)
+    subject = Subject(case)
+    enforce(case.gpu_budget_bytes)
+    plan = subject.plan(case.sequences)
+    recorded = record(subject, plan)
     out.write_text(json.dumps(as_trace(recorded.spans)), encoding="utf-8")
     breakdown = break_down(recorded.spans, recorded.seconds)
-    return f"{summary(case, breakdown, recorded.plan.timing)}\nthe trace: {out} (open it at ui.perfetto.dev)"
+    return f"{summary(case, breakdown, plan.timing)}\nthe trace: {out} (open it at ui.perfetto.dev)"
 
 
 @dataclass(frozen=True)
@@ -36,25 +39,17 @@ class Recorded:
     Attributes:
         spans: what ran.
         seconds: until the last update.
-        plan: by which it ran.
         peak_bytes: as `peak_bytes` gives them, of all steps.
     """
 
     spans: list[Span]
     seconds: float
-    plan: Plan
     peak_bytes: dict[str, Any]
 
 
-def record(case: Case) -> Recorded:
-    """Train random weights.
-
-    Raises:
-        DoesNotFit: the plan says so.
-    """
-    subject = Subject(case)
-    enforce(case.gpu_budget_bytes)
-    plan = subject.plan(case.sequences)
+def record(subject: Subject, plan: Plan) -> Recorded:
+    """Train random weights by a plan."""
+    case = subject.case
     recording = Recording(lanes_for(subject.device))
     with subject.engine(plan, recording.lanes) as engine:
         recording.watch(engine.updates)
@@ -70,7 +65,7 @@ def record(case: Case) -> Recorded:
             subject.step(engine, batch, step)
         engine.drain()
         seconds = time.perf_counter() - begun
-        return Recorded(recording.spans(), seconds, plan, peak_bytes(subject.device, plan))
+        return Recorded(recording.spans(), seconds, peak_bytes(subject.device, plan))
 
 
 def as_trace(spans: Sequence[Span]) -> dict[str, Any]:
