@@ -33,6 +33,7 @@ from systems import BUILDERS, SLIDING, measure_system, micro_batch_counts
 
 from slideformer.bench.case import Case
 from slideformer.bench.fresh_process import run_fresh
+from slideformer.bench.model_config import config_of
 from slideformer.bench.model_flops import step_flops
 from slideformer.engine.operations import count_operations
 from slideformer.models.architecture import Decoder
@@ -58,7 +59,7 @@ class Comparison:
         self._plain = plain_case(arguments)
         self._began = time.perf_counter()
         self._matmul_flops: float | None = None
-        decoder = Decoder(SHAPES[arguments.shape](), torch.device("cpu"), "sdpa")
+        decoder = Decoder(config_of(self._plain), torch.device("cpu"), "sdpa")
         self._operations = count_operations(decoder, torch.bfloat16, fused=True)
 
     def run(self) -> None:
@@ -127,7 +128,7 @@ def plain_case(a: argparse.Namespace) -> Case:
         a.shape, 0, a.length, a.steps, a.warm_up, clipping=a.clip, optimizer_state=a.optimizer_state,
         host_budget_bytes=parse_bytes(a.host_budget) if a.host_budget else None, offload_dir=a.offload_dir,
         micro_batch_size=a.micro_batch_size, window_depth=a.window_depth, resident=a.resident, kept=a.kept,
-        threads=a.threads, rates=rates_of(a.rates),
+        threads=a.threads, rates=rates_of(a.rates), blocks=a.blocks,
     )  # fmt: skip
 
 
@@ -150,6 +151,7 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="qwen3-4b", choices=SHAPES)
+    parser.add_argument("--blocks", type=int, help="only the first so many of the model (default: all)")
     parser.add_argument("--sequences", type=int, nargs="+", default=[8, 32, 64])
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--systems", nargs="+", default=[*BUILDERS, SLIDING], choices=[*BUILDERS, SLIDING])

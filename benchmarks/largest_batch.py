@@ -15,7 +15,8 @@ from systems import BUILDERS, SLIDING, measure_system, peaks, random_tokens, res
 
 from slideformer.bench.case import Case
 from slideformer.bench.fresh_process import run_fresh
-from slideformer.bench.sliding import Subject, enforce, model_config
+from slideformer.bench.model_config import config_of
+from slideformer.bench.sliding import Subject, enforce
 from slideformer.errors import DoesNotFit
 
 MOST = 4096  # sequences that are asked for
@@ -49,7 +50,7 @@ def largest_planned(case: Case) -> dict[str, Any]:
 def largest_tried(system: str, case: Case, start: int, growth: int) -> dict[str, Any]:
     """Steps of more and more sequences; the result is the last that there was memory for."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = model_config(case.model)
+    config = config_of(case)
     enforce(case.gpu_budget_bytes)
     step = BUILDERS[system](config, device, start, 1)
     reset_peaks()

@@ -17,7 +17,8 @@ from resident import Step
 from torch import Tensor
 
 from slideformer.bench.case import Case
-from slideformer.bench.sliding import enforce, measure, measured_matmul_flops, model_config
+from slideformer.bench.model_config import config_of
+from slideformer.bench.sliding import enforce, measure, measured_matmul_flops
 from slideformer.listeners.metrics import host_peak_bytes
 
 Builder = Callable[[Any, torch.device, int, int], Step]  # configuration, device, sequences and micro-batches of a step
@@ -54,7 +55,7 @@ def measure_system(system: str, case: Case, micro_batches: int) -> dict[str, Any
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     enforce(case.gpu_budget_bytes)
     rate = case.matmul_flops or measured_matmul_flops(device, torch.bfloat16)
-    config = model_config(case.model)
+    config = config_of(case)
     started = time.perf_counter()
     step = BUILDERS[system](config, device, case.sequences, micro_batches)
     built = time.perf_counter() - started

@@ -1,7 +1,8 @@
 """A trace holds every block's work, lane by lane, and leaves the weights as they would have been."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from slideformer.bench.case import Case
 from slideformer.bench.recording import Recording
 from slideformer.bench.sliding import Subject
+from slideformer.bench.trace import record
 from slideformer.cli import main
 from slideformer.engine.engine import Engine
 from slideformer.engine.random_weights import random_weights
@@ -37,6 +39,22 @@ def test_a_trace_holds_every_block_and_no_overlap(tmp_path, capsys):
             assert names.count(name) == 2, name
         assert f"fetch {block}" in names
     assert names.count("head") == 2 and "fetch shell" in names
+
+
+def test_a_resident_block_is_updated_in_computation_and_others_are_sent():
+    case = replace(CASE, micro_batch_size=1)
+    subject = Subject(case)
+    plan = subject.plan(case.sequences)
+    subject.dtype = torch.bfloat16  # no plan for a CPU has such blocks, but its engine can
+    recorded = record(subject, replace(plan, sizes=replace(plan.sizes, resident=1)))
+    counts = Counter((span.lane, span.name) for span in recorded.spans)
+    for block in range(4):
+        sent = case.steps if block else 0
+        assert counts["compute", f"backward {block}"] == 2 * case.steps  # micro-batches
+        assert counts["compute", f"flush {block}"] == case.steps
+        assert counts["d2h", f"send {block}"] == counts["adamw", f"update model.layers.{block}"] == sent
+        assert counts["compute", f"update {block}"] == case.steps - sent
+    assert recorded.seconds > 0 and recorded.peak_bytes["host_peak_bytes"] > 0
 
 
 def test_tracing_changes_no_bit():

@@ -13,6 +13,7 @@ class Case:
     Attributes:
         model: a name of `SHAPES`, or a model directory or hub id, of which only the configuration is read.
         sequences, length: of a step.
+        blocks: train only the first so many of the model, each at its full width; None: all.
         steps, warm_up: that count, and that are done before.
         gpu_budget_bytes, host_budget_bytes, disk_budget_bytes: None: what is free.
         micro_batch_size, window_depth, threads: None: chosen.
@@ -52,6 +53,7 @@ class Case:
     disk_budget_bytes: int | None = None
     rates: dict[str, Any] | None = None
     matmul_flops: float | None = None
+    blocks: int | None = None
 
     @property
     def tokens(self) -> int:

@@ -1,11 +1,12 @@
 """Records what every lane runs and when, from outside: the engine is handed other lanes and has no line for it.
 
 As in `slideformer.lanes.measured`, timing events around each piece of work are read after the last step. Pieces are
-named by the function that a lane is handed, and by its arguments where they tell the layer.
+named by the function that a lane is handed, and by its arguments where they tell the layer; what follows a block's
+backward, by the order in which it was submitted.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ NAMES: dict[str, Callable[[tuple[Any, ...]], str]] = {  # by function; the rest 
     "head_loss_and_gradient": lambda args: "head",
     "add_head_loss": lambda args: "head",
     "copy_shell": lambda args: "fetch shell",
-    "copy_async": lambda args: "copy",
+    "copy_async": lambda args: "copy" if args[0].ndim else "copy norm",
 }
 
 
@@ -40,6 +41,13 @@ def name_of(lane: str, work: Callable[..., Any], args: tuple[Any, ...]) -> str:
     return function
 
 
+FOLLOWING = {  # a block's backward, in this order, each if there is one: its name by lane and function
+    (COMPUTE, "GradientFlush"): "flush",
+    (D2H, "copy"): "send",
+    (COMPUTE, "partial"): "update",  # of a state on the GPU
+}
+
+
 @dataclass(frozen=True)
 class Piece:
     """Work in a lane, between two marks in its queue."""
@@ -48,6 +56,21 @@ class Piece:
     name: str
     before: Mark
     after: Mark
+
+
+def named_by_block(pieces: Sequence[Piece]) -> list[Piece]:
+    """The same pieces, in the order of their submission; what belongs to the backward before it has its block's number:
+    "flush 12", "send 12", "update 12"."""
+    named, block = [], None
+    for piece in pieces:
+        what, _, number = piece.name.partition(" ")
+        following = FOLLOWING.get((piece.lane, piece.name))
+        if block is not None and following is not None:
+            piece = replace(piece, name=f"{following} {block}")
+        elif piece.lane == COMPUTE:
+            block = number if what == "backward" else None
+        named.append(piece)
+    return named
 
 
 class RecordedLane:
@@ -100,7 +123,8 @@ class Recording:
 
     def spans(self) -> list[Span]:
         """Of all that has been submitted; call it once that has run."""
-        return sorted([*map(self._span, self._pieces), *self._updates], key=lambda span: span.begin)
+        pieces = named_by_block(self._pieces)
+        return sorted([*map(self._span, pieces), *self._updates], key=lambda span: span.begin)
 
     def _span(self, piece: Piece) -> Span:
         begin, end = (self._zero.elapsed_time(mark) / 1e3 for mark in (piece.before, piece.after))

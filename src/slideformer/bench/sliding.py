@@ -12,8 +12,8 @@ import torch
 from pydantic import TypeAdapter
 
 from slideformer.bench.case import Case
+from slideformer.bench.model_config import config_of
 from slideformer.bench.model_flops import step_flops
-from slideformer.bench.shapes import SHAPES
 from slideformer.data.batches import Batch, collate
 from slideformer.data.examples import Example
 from slideformer.engine.device import device_and_dtype
@@ -22,13 +22,12 @@ from slideformer.engine.measure import measure_work, model_sizes
 from slideformer.engine.operations import count_operations
 from slideformer.engine.random_weights import random_weights
 from slideformer.engine.step_result import StepResult
-from slideformer.errors import ConfigError, SlideFormerError
+from slideformer.errors import SlideFormerError
 from slideformer.kernels.liger import apply_liger, choose_kernels
 from slideformer.lanes.lanes import Lanes, lanes_for
 from slideformer.lanes.measured import BusySpans, measured, take_spans
 from slideformer.listeners.metrics import host_peak_bytes
 from slideformer.models.architecture import Decoder
-from slideformer.models.hub import read_config, resolve
 from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.machine import Machine, disk_budget_bytes, resident_bytes
 from slideformer.plan.operations import ModelOperations, full_step
@@ -59,7 +58,7 @@ def measure(case: Case) -> dict[str, Any]:
         results, elapsed, busy = bench.train(engine)
         return {
             **bench.speed(elapsed, busy, results[-1].optimizer_seconds),
-            **_bytes(bench.device, plan),
+            **peak_bytes(bench.device, plan),
             "loading_seconds": loading,
             "losses": [results[0].loss, results[-1].loss],
             "plan": plan.as_json()["sizes"],
@@ -72,7 +71,7 @@ class Subject:
 
     def __init__(self, case: Case):
         self.case = case
-        self.config = model_config(case.model)
+        self.config = config_of(case)
         self.device, self.dtype = device_and_dtype(case.device, "auto")
         self.offload_dir = Path(case.offload_dir) if case.offload_dir else None
         self.matmul_flops = case.matmul_flops or measured_matmul_flops(self.device, self.dtype)
@@ -132,9 +131,7 @@ class Subject:
         """(all results, seconds from the first counted step until the last update has run, lanes in that time)."""
         case, results = self.case, []
         batches = [self.batch(step) for step in range(1, case.warm_up + case.steps + 1)]
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+        self.reset_peaks()
         begun = time.perf_counter()
         for step, batch in enumerate(batches, 1):
             if step == case.warm_up + 1:
@@ -145,6 +142,12 @@ class Subject:
         engine.drain()
         elapsed = time.perf_counter() - begun
         return results, elapsed, take_spans(engine.lanes)
+
+    def reset_peaks(self) -> None:
+        """What the GPU needed to plan and to load does not count."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
 
     def speed(self, elapsed: float, busy: BusySpans, optimizer_seconds: float) -> dict[str, Any]:
         case, seconds = self.case, elapsed / self.case.steps
@@ -167,16 +170,6 @@ class Subject:
         return step_flops(self.operations, tokens) / step_seconds / self.matmul_flops
 
 
-def model_config(model: str) -> Any:
-    """The configuration of a shape, or of a model directory or hub id."""
-    if model in SHAPES:
-        return SHAPES[model]()
-    try:
-        return read_config(resolve(model))
-    except ConfigError as error:
-        raise ConfigError(error.message, f"{error.hint}; or a shape: {', '.join(SHAPES)}") from None
-
-
 def measured_matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Per second, sustained; measured by the probe, or now."""
     rates = cached_rates()
@@ -192,7 +185,8 @@ def enforce(gpu_budget_bytes: int | None) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, gpu_budget_bytes / total))
 
 
-def _bytes(device: torch.device, plan: Plan) -> dict[str, Any]:
+def peak_bytes(device: torch.device, plan: Plan) -> dict[str, Any]:
+    """The host's since the process began, the GPU's since the last reset, each with the plan's beside it."""
     result: dict[str, Any] = {
         "parameters": plan.model.parameters,
         "host_peak_bytes": host_peak_bytes(),

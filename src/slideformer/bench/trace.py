@@ -3,15 +3,17 @@
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slideformer.bench.case import Case
 from slideformer.bench.recording import Recording
-from slideformer.bench.sliding import Subject, enforce
+from slideformer.bench.sliding import Subject, enforce, peak_bytes
 from slideformer.bench.spans import ADAMW, COMPUTE, LANES, Breakdown, Span, break_down
 from slideformer.engine.random_weights import random_weights
 from slideformer.lanes.lanes import lanes_for
+from slideformer.plan.plan import Plan
 from slideformer.plan.timing import StepTiming
 
 
@@ -21,22 +23,39 @@ def trace(case: Case, out: Path) -> str:
     Raises:
         DoesNotFit: the plan says so.
     """
-    spans, seconds, timing = record(case)
-    out.write_text(json.dumps(as_trace(spans)), encoding="utf-8")
-    breakdown = break_down(spans, seconds)
-    return f"{summary(case, breakdown, timing)}\nthe trace: {out} (open it at ui.perfetto.dev)"
-
-
-def record(case: Case) -> tuple[list[Span], float, StepTiming | None]:
-    """(what ran in the counted steps, their seconds until the last update, a step as predicted)."""
     subject = Subject(case)
     enforce(case.gpu_budget_bytes)
     plan = subject.plan(case.sequences)
+    recorded = record(subject, plan)
+    out.write_text(json.dumps(as_trace(recorded.spans)), encoding="utf-8")
+    breakdown = break_down(recorded.spans, recorded.seconds)
+    return f"{summary(case, breakdown, plan.timing)}\nthe trace: {out} (open it at ui.perfetto.dev)"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The counted steps of a case.
+
+    Attributes:
+        spans: what ran.
+        seconds: until the last update.
+        peak_bytes: as `peak_bytes` gives them, of all steps.
+    """
+
+    spans: list[Span]
+    seconds: float
+    peak_bytes: dict[str, Any]
+
+
+def record(subject: Subject, plan: Plan) -> Recorded:
+    """Train random weights by a plan."""
+    case = subject.case
     recording = Recording(lanes_for(subject.device))
     with subject.engine(plan, recording.lanes) as engine:
         recording.watch(engine.updates)
         engine.load(random_weights(engine, subject.config, 0))
         batches = [subject.batch(step) for step in range(1, case.warm_up + case.steps + 1)]
+        subject.reset_peaks()
         begun = time.perf_counter()
         for step, batch in enumerate(batches, 1):
             if step == case.warm_up + 1:
@@ -45,7 +64,8 @@ def record(case: Case) -> tuple[list[Span], float, StepTiming | None]:
                 begun = time.perf_counter()
             subject.step(engine, batch, step)
         engine.drain()
-        return recording.spans(), time.perf_counter() - begun, plan.timing
+        seconds = time.perf_counter() - begun
+        return Recorded(recording.spans(), seconds, peak_bytes(subject.device, plan))
 
 
 def as_trace(spans: Sequence[Span]) -> dict[str, Any]:

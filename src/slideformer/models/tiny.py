@@ -5,11 +5,12 @@ Transformers' configurations share most attribute names, and map their own (`n_e
 activations, stays as it is.
 """
 
-from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
 from transformers import PretrainedConfig
+
+from slideformer.models.layer_lists import FIRST_LAYERS, LAYER_NUMBERS, keep_layers, per_layer_lists, present
 
 HIDDEN, HEADS, VOCABULARY, EXPERTS, WINDOW_TOKENS, MIN_LAYERS = 64, 4, 256, 4, 8, 3
 
@@ -43,8 +44,6 @@ WINDOWS = (
     "sliding_window", "sliding_window_size", "attention_window_size", "attention_chunk_size", "window_size",
     "local_attention", "index_topk",
 )  # fmt: skip
-LAYER_NUMBERS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "hybrid_layer_ids", "ple_layer_ids")
-FIRST_LAYERS = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index", "max_window_layers")
 PERIODS = ("decoder_sparse_step", "moe_layer_interval", "attn_layer_period", "expert_layer_period", "layer_group_size")
 
 
@@ -67,7 +66,7 @@ def shrink(config: PretrainedConfig) -> Any:
     _shrink_widths(tiny, config)
     _shrink_experts(tiny, config)
     _shrink_vocabulary(tiny)
-    for name in _present(tiny, WINDOWS):
+    for name in present(tiny, WINDOWS):
         setattr(tiny, name, min(getattr(tiny, name), WINDOW_TOKENS))
     return tiny
 
@@ -87,22 +86,15 @@ def _shrink_with_overrides(config: Any, overrides: dict[int, dict[str, Any]]) ->
     return type(config)(**settings)
 
 
-def _present(config: Any, names: Sequence[str]) -> list[str]:
-    """The names whose attribute is a positive whole number that can be set."""
-    computed = {name for name in names if isinstance(getattr(type(config), name, None), property)}
-    values = {name: getattr(config, name, None) for name in names if name not in computed}
-    return [name for name, v in values.items() if isinstance(v, int) and not isinstance(v, bool) and v > 0]
-
-
 def _shrink_widths(tiny: Any, config: Any) -> None:
-    for name in _present(config, WIDTHS):
+    for name in present(config, WIDTHS):
         setattr(tiny, name, _multiple_of_8(getattr(config, name) * HIDDEN / config.hidden_size))
     for heads, head_dim in MIXER_HEADS:
-        if len(_present(config, (heads, head_dim))) == 2:
+        if len(present(config, (heads, head_dim))) == 2:
             inner = getattr(config, heads) * getattr(config, head_dim)
             setattr(tiny, heads, max(1, inner * HIDDEN // config.hidden_size // MIXER_HEAD_DIM))
             setattr(tiny, head_dim, MIXER_HEAD_DIM)
-    for name in _present(config, GROUP_COUNTS):
+    for name in present(config, GROUP_COUNTS):
         setattr(tiny, name, min(getattr(config, name), 2))
     tiny.hidden_size = HIDDEN
 
@@ -118,23 +110,23 @@ def _shrink_heads(tiny: Any, config: Any) -> None:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     square = heads * head_dim == config.hidden_size  # else keep the projections to and from heads non-square
     tiny_head_dim = HIDDEN // HEADS if square else 2 * HIDDEN // HEADS
-    for name in _present(config, KV_HEAD_COUNTS):
+    for name in present(config, KV_HEAD_COUNTS):
         count = getattr(config, name)
         setattr(tiny, name, HEADS if count == heads else 1 if count == 1 else HEADS // 2)
-    for name in _present(config, ALL_HEADS):
+    for name in present(config, ALL_HEADS):
         setattr(tiny, name, HEADS)
-    if _present(config, ["attention_hidden_size", "attention_head_dim"]):
+    if present(config, ["attention_hidden_size", "attention_head_dim"]):
         tiny.attention_head_dim = HIDDEN * config.attention_hidden_size // config.hidden_size // HEADS
-    for name in _present(config, HEAD_COUNTS):
+    for name in present(config, HEAD_COUNTS):
         setattr(tiny, name, max(1, HEADS * getattr(config, name) // heads))
-    for name in _present(config, HEAD_WIDTHS):
+    for name in present(config, HEAD_WIDTHS):
         setattr(tiny, name, _multiple_of_8(getattr(config, name) / HEAD_SCALE))
-    if _present(config, ["head_dim"]):
+    if present(config, ["head_dim"]):
         rope_dim = getattr(config, "qk_rope_head_dim", None)
         tiny.head_dim = tiny.qk_rope_head_dim if rope_dim == head_dim else tiny_head_dim
-    if _present(config, ["qk_head_dim"]):
+    if present(config, ["qk_head_dim"]):
         tiny.qk_head_dim = tiny.qk_nope_head_dim + tiny.qk_rope_head_dim
-    if _present(config, ["rotary_dim"]):
+    if present(config, ["rotary_dim"]):
         tiny.rotary_dim = _multiple_of_8(config.rotary_dim * tiny_head_dim / head_dim)
     tiny.num_attention_heads = HEADS
     _resize_rope(getattr(tiny, "rope_parameters", None), tiny_head_dim / head_dim)
@@ -154,16 +146,16 @@ def _resize_rope(parameters: Any, scale: float) -> None:
 
 
 def _shrink_experts(tiny: Any, config: Any) -> None:
-    for name in _present(config, EXPERT_COUNTS):
+    for name in present(config, EXPERT_COUNTS):
         setattr(tiny, name, min(getattr(config, name), EXPERTS))
-    for name in _present(config, CHOSEN_EXPERTS):
+    for name in present(config, CHOSEN_EXPERTS):
         setattr(tiny, name, min(getattr(config, name), 2))
-    if _present(config, ["topk_group"]):
+    if present(config, ["topk_group"]):
         tiny.topk_group = 1
 
 
 def _shrink_vocabulary(tiny: Any) -> None:
-    for name in _present(tiny, ["vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size"]):
+    for name in present(tiny, ["vocab_size", "vocab_size_per_layer_input", "unpadded_vocab_size"]):
         setattr(tiny, name, VOCABULARY)
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     for name, value in list(vars(tiny).items()):
@@ -180,22 +172,7 @@ def _shrink_layers(tiny: Any, config: Any) -> None:
     count = config.num_hidden_layers
     if not isinstance(count, int):
         return
-    kept = _layers_to_keep(config, count)
-    for name in _per_layer_lists(config, count):
-        value = getattr(config, name)
-        setattr(tiny, name, type(value)(value[i] for i in kept))
-    for name in LAYER_NUMBERS:
-        if isinstance(numbers := getattr(config, name, None), list):
-            setattr(tiny, name, [new for new, old in enumerate(kept) if old in numbers])
-    for name in _present(config, FIRST_LAYERS):
-        setattr(tiny, name, sum(i < getattr(config, name) for i in kept))
-    for name in _present(config, ["num_kv_shared_layers"]):
-        setattr(tiny, name, sum(i >= count - getattr(config, name) for i in kept))
-    for name in _present(config, ["moe_layer_end_index"]):
-        setattr(tiny, name, len(kept) - 1)
-    if getattr(config, "num_blocks", None) == count:
-        tiny.num_blocks = len(kept)
-    tiny.num_hidden_layers = len(kept)
+    keep_layers(tiny, config, _layers_to_keep(config, count))
 
 
 def _layers_to_keep(config: Any, count: int) -> list[int]:
@@ -205,7 +182,7 @@ def _layers_to_keep(config: Any, count: int) -> list[int]:
     for i in range(count):
         of_kind.setdefault(_kind(config, count, i), []).append(i)
     firsts = [i for layers in of_kind.values() for i in layers[:2]]
-    period = max((getattr(config, name) for name in _present(config, PERIODS)), default=1)
+    period = max((getattr(config, name) for name in present(config, PERIODS)), default=1)
     if period > 1:
         return list(range(min(count, max(MIN_LAYERS, period, *(layers[0] + 1 for layers in of_kind.values())))))
     kept = set(firsts)
@@ -215,20 +192,8 @@ def _layers_to_keep(config: Any, count: int) -> list[int]:
 
 def _kind(config: Any, count: int, i: int) -> tuple[Any, ...]:
     """What is said about layer i in particular."""
-    lists = [getattr(config, name)[i] for name in _per_layer_lists(config, count)]
+    lists = [getattr(config, name)[i] for name in per_layer_lists(config, count)]
     numbers = [i in numbers for name in LAYER_NUMBERS if isinstance(numbers := getattr(config, name, None), list)]
-    firsts = [i < getattr(config, name) for name in _present(config, FIRST_LAYERS)]
-    shared = [i >= count - getattr(config, name) for name in _present(config, ["num_kv_shared_layers"])]
+    firsts = [i < getattr(config, name) for name in present(config, FIRST_LAYERS)]
+    shared = [i >= count - getattr(config, name) for name in present(config, ["num_kv_shared_layers"])]
     return (*lists, *numbers, *firsts, *shared)
-
-
-def _per_layer_lists(config: Any, count: int) -> list[str]:
-    """Names of the lists with one entry per layer."""
-    return [
-        name
-        for name, value in vars(config).items()
-        if isinstance(value, (list, tuple))
-        and len(value) == count
-        and name not in LAYER_NUMBERS
-        and not name.endswith(("token_id", "architectures"))
-    ]
