@@ -83,6 +83,8 @@ PLACEMENTS: dict[str, dict[str, int]] = {
     "two boundaries in host memory": {"host_boundaries": 2, "window_depth": 3},
     "expensive outputs kept": {"kept_outputs": BLOCKS},
     "one block kept whole, two with outputs": {"kept": 1, "kept_outputs": 2, "host_boundaries": BLOCKS},
+    "all outputs in host memory": {"host_outputs": 99, "host_output_bytes": 2**22, "host_boundaries": BLOCKS},
+    "some outputs in host memory": {"kept": 1, "kept_outputs": 1, "host_outputs": 2, "host_output_bytes": 2**22},
 }
 
 

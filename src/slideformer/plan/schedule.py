@@ -12,9 +12,7 @@ from slideformer.plan.disk_queue import DiskQueue, Pending, Span, Staging
 STEPS = 4  # the first begins with nothing pending, and the last leaves its updates to the next; shown is the third
 BEFORE_BLOCKS = -1  # what the next forward needs before block 0
 LANES = ("compute", "h2d", "d2h", "adamw", "disk")
-STAGING = (
-    2  # gradients, and blocks' outputs, that may leave the GPU while computation goes on; outputs that may be back
-)
+STAGING = 2  # gradients, or outputs, that may leave the GPU while computation goes on; outputs that may be back
 
 
 @dataclass(frozen=True)
