@@ -1,7 +1,8 @@
 """The engine as its user sees it: weights in and out, steps, evaluation, failure, the end."""
 
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -25,7 +26,7 @@ from tiny_runs import (
 
 from slideformer.engine.engine import Engine
 from slideformer.engine.layouts import layouts
-from slideformer.errors import EngineFailed, NonFinite, WorkerFailed
+from slideformer.errors import DoesNotFit, EngineFailed, NonFinite, WorkerFailed
 from slideformer.lanes.fuzzer import fuzzed_lanes
 from slideformer.optim.adamw import LayerAdam
 
@@ -50,6 +51,23 @@ def test_loaded_weights_come_out_again(family: str):
     expected = dict(of.model.named_parameters())
     assert out.keys() == expected.keys()
     assert all(torch.equal(out[name], expected[name]) for name in out)
+
+
+def test_of_weights_that_are_loaded_one_unit_is_there_at_a_time():
+    of = tiny("llama")
+    before: list[weakref.ref[torch.Tensor]] = []
+
+    def groups(names: dict[str, list[str]]) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        start = dict(of.model.named_parameters())
+        for unit, members in names.items():
+            assert [made for made in before if made() is not None] == []
+            tensors = {name: start[name].detach().clone() for name in members}
+            before[:] = map(weakref.ref, tensors.values())
+            yield unit, tensors
+            del tensors
+
+    with tiny_engine(of) as engine:
+        engine.load(groups(engine.parameter_groups()))
 
 
 def test_groups_are_in_the_order_of_use():
@@ -181,6 +199,14 @@ def test_clipping_without_room_for_all_gradients_is_refused_instead_of_waiting_f
     words = "clipping keeps the gradients of 3 blocks at once; the engine has 2 slots"
     with tiny_engine(tiny("llama")) as engine, pytest.raises(ValueError, match=words):
         engine.train_step(batch_at(RECORDS, 4, 0), hyper_at(1), max_norm=1.0)
+
+
+def test_outputs_that_take_more_than_planned_are_refused():
+    with tiny_engine(tiny("qwen3"), replace(SIZES, host_outputs=9, host_output_bytes=512)) as engine:
+        with pytest.raises(DoesNotFit, match="there is room for 512"):
+            engine.train_step(batch_at(RECORDS, 4, 0), hyper_at(1))
+        with pytest.raises(EngineFailed):
+            engine.train_step(batch_at(RECORDS, 4, 0), hyper_at(1))
 
 
 def test_timings_are_of_this_steps_updates():

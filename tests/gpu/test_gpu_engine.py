@@ -28,6 +28,7 @@ from slideformer.engine.engine import Engine
 from slideformer.engine.measure import measure_work, model_sizes
 from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.footprint import device_bytes, host_bytes
+from slideformer.memory.host_outputs import FIXED_BYTES
 from slideformer.plan.sizes import Sizes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(280)]
@@ -175,6 +176,25 @@ def test_kept_outputs_take_what_was_measured():
             engine.drain()
             peaks.append(torch.cuda.max_memory_allocated() - before)
     assert 3 < (peaks[1] - peaks[0]) / (8 * work.kept_outputs_bytes) < 5.2  # of one block they are there anyway
+
+
+def test_outputs_in_host_memory_take_two_places_on_the_device():
+    """As many leave while a forward computes, and arrive while a backward does, however many blocks there are."""
+    of = subject(tiny_model("llama", num_hidden_layers=6, hidden_size=512, intermediate_size=1536), "cuda")
+    place, peaks = 8 * measure_work(of.decoder, 1024, torch.bfloat16).kept_outputs_bytes + FIXED_BYTES, []
+    for host_outputs in (0, 6):
+        sizes = Sizes(
+            2, 8, 1, 1024, gradient_slots=6, host_boundaries=0, head_chunk=512, host_outputs=host_outputs,
+            host_output_bytes=place,
+        )  # fmt: skip
+        with tiny_engine(of, sizes, torch.bfloat16) as engine:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            for step in (1, 2):
+                engine.train_step(batch_at(make_records(8, lengths=(1024, 1024)), 8, 0), hyper_at(step), None)
+            engine.drain()
+            peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert (peaks[1] - peaks[0]) / place < 2.01
 
 
 def test_memory_is_what_the_footprint_says():

@@ -135,7 +135,6 @@ PLACEMENTS: dict[str, dict[str, int]] = {
     "one layer of each level": {"kept": 1, "kept_outputs": 1},
     "all expensive outputs in host memory": {"host_outputs": 99, "host_output_bytes": 2**20, "host_boundaries": 2},
     "some in host memory, others kept": {"kept_outputs": 1, "host_outputs": 3, "host_output_bytes": 2**20},
-    "outputs larger than their place": {"host_outputs": 99, "host_output_bytes": 512},
     "everything at once": {"window_depth": 3, "gradient_slots": 1, "host_boundaries": 3, "kept": 2},
 }
 

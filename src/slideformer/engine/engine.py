@@ -200,10 +200,14 @@ class Engine:
         """Set masters from (unit, parameter name -> values) pairs, as `parameter_groups` names them."""
         with self._final_if_it_fails():
             for unit, tensors in groups:
-                prefix = self._prefix(unit)
-                with self.states[unit].opened(change=True) as state:
-                    for name, value in tensors.items():
-                        state.load(name.removeprefix(prefix), value)
+                self._load_unit(unit, tensors)
+                del tensors  # before the next unit's exist: the plan has room for one
+
+    def _load_unit(self, unit: str, tensors: Mapping[str, Tensor]) -> None:
+        prefix = self._prefix(unit)
+        with self.states[unit].opened(change=True) as state:
+            for name, value in tensors.items():
+                state.load(name.removeprefix(prefix), value)
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """Unit -> full names of its parameters, in the order in which they are used."""

@@ -47,6 +47,7 @@ class InferenceEngine:
         for unit, tensors in groups:
             prefix = self._prefix(unit)
             self.weights[unit].load({name.removeprefix(prefix): value for name, value in tensors.items()})
+            del tensors  # before the next unit's exist
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """Unit -> full names of its parameters, in the order in which they are used."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 
 from slideformer.engine.outputs import Place, Recorder, Repeater, Results, found_in, memory_of, placed
+from slideformer.errors import DoesNotFit
 from slideformer.memory.gradients import Accumulator
 from slideformer.memory.host_outputs import aligned
 
@@ -78,8 +79,12 @@ class Tape:
         return self._saved.output_bytes
 
     def take_outputs(self, most_bytes: int) -> list[Tensor]:
-        """The memory of the expensive outputs, as uint8 [bytes] each, which the tape no longer holds; empty, and held
-        still, if it is more than that when laid out. `give_outputs` is to follow before backward."""
+        """The memory of the expensive outputs, as uint8 [bytes] each, which the tape no longer holds; `give_outputs` is
+        to follow before backward.
+
+        Raises:
+            DoesNotFit: it is more than `most_bytes` when laid out.
+        """
         return self._with_outputs.take_outputs(most_bytes)
 
     @property
@@ -229,7 +234,10 @@ class RecomputedWithOutputs(Recomputed):
         memory = memory_of(self._outputs)
         needed = sum(aligned(piece.numel()) for piece in memory)
         if needed > most_bytes:
-            return []
+            raise DoesNotFit(
+                f"a block gave {needed:,} bytes of expensive outputs, and there is room for {most_bytes:,}",
+                "set host_outputs: 0",
+            )
         self._outputs, self.taken_bytes = placed(self._outputs, memory), needed
         return memory
 

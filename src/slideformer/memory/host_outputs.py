@@ -13,6 +13,7 @@ from slideformer.memory.gradients import copy_async
 from slideformer.memory.host import HostAllocator
 
 Key = tuple[int, int]  # layer, micro-batch
+FIXED_BYTES = 2**20  # of a forward's outputs, however many sequences: seeds, and what alignment takes
 ALIGNED_BYTES = 512  # as a caching allocator of the device aligns memory, so that kernels take the same paths
 
 
@@ -20,11 +21,11 @@ class Holder(Protocol):
     """A forward that holds outputs: a `Tape`."""
 
     def take_outputs(self, most_bytes: int) -> list[Tensor]:
-        """Their memory, as uint8 [bytes] each, no longer held; empty if it is more than that when laid out."""
+        """Their memory, as uint8 [bytes] each, no longer held; an error if it is more than that when laid out."""
         ...
 
     def give_outputs(self, memory: Tensor) -> None:
-        """The same memory again, laid out in `memory` (uint8); not called for what was not taken."""
+        """The same memory again, laid out in `memory` (uint8)."""
         ...
 
 

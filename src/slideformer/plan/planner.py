@@ -9,6 +9,7 @@ from math import ceil
 
 import torch
 
+from slideformer.memory.host_outputs import FIXED_BYTES
 from slideformer.memory.window import slot_numel
 from slideformer.plan.choice import Costs, Fits, Group, Limits, choose, halvings
 from slideformer.plan.feasible import Asked, Possible, of_length, one_that_fits
@@ -292,7 +293,8 @@ def _plan(
     process_bytes: int,
 ) -> Plan:
     if sizes.host_outputs:
-        sizes = replace(sizes, host_output_bytes=sizes.micro_batch_size * work.kept_outputs_bytes)
+        outputs = sizes.micro_batch_size * work.kept_outputs_bytes + FIXED_BYTES
+        sizes = replace(sizes, host_output_bytes=outputs)
     host = {"process": process_bytes, **host_bytes(model, sizes, dtype)}
     device = device_bytes(model, work, sizes, dtype)
     disk = disk_bytes(model, sizes, dtype)
