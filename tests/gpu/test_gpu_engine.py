@@ -26,9 +26,9 @@ from tiny_runs import (
 
 from slideformer.engine.engine import Engine
 from slideformer.engine.measure import measure_work, model_sizes
+from slideformer.memory.host_outputs import FIXED_BYTES
 from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.footprint import device_bytes, host_bytes
-from slideformer.memory.host_outputs import FIXED_BYTES
 from slideformer.plan.sizes import Sizes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(280)]
