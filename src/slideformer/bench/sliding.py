@@ -196,6 +196,7 @@ def peak_bytes(device: torch.device, plan: Plan) -> dict[str, Any]:
         result["gpu_allocated_bytes"] = torch.cuda.max_memory_allocated()
         result["gpu_reserved_bytes"] = torch.cuda.max_memory_reserved()
         result["gpu_planned_bytes"] = plan.device_peak_bytes
+        result["gpu_allocation_retries"] = torch.cuda.memory_stats().get("num_alloc_retries", 0)
     return result
 
 

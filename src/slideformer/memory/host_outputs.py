@@ -34,9 +34,9 @@ class Arrival:
     """Device memory for the outputs of one forward on their way back."""
 
     flat: Tensor
-    free: Fence
     key: Key | None = None
     ready: Fence | None = None
+    free: Fence | None = None
 
 
 class HostOutputs:
@@ -57,12 +57,15 @@ class HostOutputs:
         self._tapes: dict[Key, Any] = {}
         self._saved: dict[Key, Fence] = {}
         self._leaving: list[tuple[Any, Fence]] = []  # (outputs, copied out): memory not to be reused before
-        self._arrivals: list[Arrival] = []
+        self._arrivals = [  # for good: pieces of this size that come and go would leave fragments
+            Arrival(torch.empty(most_bytes, dtype=torch.uint8, device=lanes.device))
+            for _ in range(min(self.STAGING, len(self._host)))
+        ]
         self._order: list[Key] = []
 
     @staticmethod
     def device_bytes_needed(count: int, most_bytes: int) -> int:
-        """In backward; in forward no more."""
+        """For what comes back."""
         return min(count, HostOutputs.STAGING) * most_bytes
 
     @staticmethod
@@ -86,10 +89,8 @@ class HostOutputs:
         """Backward starts and will load outputs in this order."""
         self._retire(keep=0)
         self._order = [key for key in order if key in self._tapes]
-        for _ in range(min(self.STAGING, len(self._order))):
-            flat = self._lanes.empty((self._most_bytes,), torch.uint8)
-            self._arrivals.append(Arrival(flat, self._lanes.compute.record()))
-            self._fetch_next(self._arrivals[-1])
+        for arrival in self._arrivals:
+            self._fetch_next(arrival)
 
     def load(self, i: int, m: int, tape: Any) -> None:
         """Give the forward its outputs back, for computation submitted from here until `release(i, m)`."""
@@ -104,18 +105,18 @@ class HostOutputs:
         if self._tapes.pop((i, m), None) is None:
             return
         arrival = self._arrival_of((i, m))
-        arrival.free = self._lanes.compute.record()
-        if self._order:
-            self._fetch_next(arrival)
-        else:
-            self._arrivals.remove(arrival)
+        arrival.key, arrival.free = None, self._lanes.compute.record()
+        self._fetch_next(arrival)
 
     def _arrival_of(self, key: Key) -> Arrival:
         return next(arrival for arrival in self._arrivals if arrival.key == key)
 
     def _fetch_next(self, arrival: Arrival) -> None:
+        if not self._order:
+            return
         key = self._order.pop(0)
-        self._lanes.h2d.wait(arrival.free)
+        if arrival.free is not None:
+            self._lanes.h2d.wait(arrival.free)
         self._lanes.h2d.wait(self._saved[key])
         self._lanes.h2d.run(fetch_outputs, self._tapes[key], self._host[key], arrival.flat)
         arrival.key, arrival.ready = key, self._lanes.h2d.record()
