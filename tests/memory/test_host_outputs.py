@@ -19,14 +19,14 @@ class Forward:
 
     def __init__(self, number: int):
         self.held: list[Tensor] | None = outputs(number)
-        self.taken_bytes = 0
+        self.moved_bytes = 0
 
-    def take_outputs(self, most_bytes: int) -> list[Tensor]:
-        taken, self.held = self.held, None
-        assert taken is not None
-        self.taken_bytes = starts(taken)[-1] + ALIGNED_BYTES
-        assert self.taken_bytes <= most_bytes
-        return taken
+    def move_outputs(self, memory: Tensor) -> None:
+        assert self.held is not None
+        for output, start in zip(self.held, starts(self.held), strict=True):
+            memory[start : start + output.numel()] = output
+        self.moved_bytes = starts(self.held)[-1] + self.held[-1].numel()
+        self.held = None
 
     def give_outputs(self, memory: Tensor) -> None:
         laid_out = zip(starts([torch.empty(size) for size in SIZES]), SIZES, strict=True)

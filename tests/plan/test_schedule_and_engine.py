@@ -128,7 +128,7 @@ def compute(speeds: Speeds, work: Any, _: Any) -> float:
 
 def h2d(speeds: Speeds, work: Any, given: tuple[Any, ...]) -> float:
     """A block (by its number), a boundary (flat), or what takes no time: ids, rows, the shell, the head."""
-    if getattr(work, "__name__", "") == "fetch_outputs":
+    if getattr(work, "__name__", "") == "copy_outputs":
         return speeds.outputs
     if isinstance(given[0], int):
         return 0.0 if work.__name__ == "copy_shell" else speeds.fetch
@@ -138,7 +138,7 @@ def h2d(speeds: Speeds, work: Any, given: tuple[Any, ...]) -> float:
 
 def d2h(speeds: Speeds, block_numel: int, work: Any, given: tuple[Any, ...]) -> float:
     """A boundary (in its shape), a block's gradient, or what takes no time: the loss, norms, rows, the head's."""
-    if work.__name__ == "send_outputs":
+    if work.__name__ == "copy_outputs":
         return speeds.outputs
     if work.__name__ != "copy_async" or given[0].ndim == 0:
         return 0.0

@@ -24,7 +24,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_
 from slideformer.engine.outputs import Place, Recorder, Repeater, Results, found_in, memory_of, placed
 from slideformer.errors import DoesNotFit
 from slideformer.memory.gradients import Accumulator
-from slideformer.memory.host_outputs import aligned
+from slideformer.memory.host_outputs import aligned, starts
 
 Level = Literal["recompute", "outputs", "all"]  # of what forward gives: nothing is kept, expensive outputs, everything
 Weights = dict[str, Tensor]
@@ -78,23 +78,23 @@ class Tape:
         """Of expensive outputs that are held."""
         return self._saved.output_bytes
 
-    def take_outputs(self, most_bytes: int) -> list[Tensor]:
-        """The memory of the expensive outputs, as uint8 [bytes] each, which the tape no longer holds; `give_outputs` is
-        to follow before backward.
+    def move_outputs(self, memory: Tensor) -> None:
+        """Copy the expensive outputs to `memory` (uint8), one behind the other, and hold them no longer; `give_outputs`
+        is to follow before backward.
 
         Raises:
-            DoesNotFit: it is more than `most_bytes` when laid out.
+            DoesNotFit: they are more.
         """
-        return self._with_outputs.take_outputs(most_bytes)
+        self._with_outputs.move(memory)
 
     @property
-    def taken_bytes(self) -> int:
-        """Of what was taken, laid out."""
-        return self._with_outputs.taken_bytes
+    def moved_bytes(self) -> int:
+        """By `move_outputs`."""
+        return self._with_outputs.moved_bytes
 
     def give_outputs(self, memory: Tensor) -> None:
-        """What was taken, laid out in `memory` (uint8)."""
-        self._with_outputs.give_outputs(memory)
+        """What was moved is in `memory` (uint8)."""
+        self._with_outputs.give(memory)
 
     @property
     def _with_outputs(self) -> "RecomputedWithOutputs":
@@ -224,24 +224,25 @@ class RecomputedWithOutputs(Recomputed):
         super().__init__(forward, frozen, needs_dx)
         self._recorder: Recorder | None = None
         self._outputs: deque[Results] = deque()
-        self.taken_bytes = 0
+        self.moved_bytes = 0
 
     @property
     def output_bytes(self) -> int:
         return sum(results.nbytes for results in self._outputs)
 
-    def take_outputs(self, most_bytes: int) -> list[Tensor]:
-        memory = memory_of(self._outputs)
-        needed = sum(aligned(piece.numel()) for piece in memory)
-        if needed > most_bytes:
+    def move(self, memory: Tensor) -> None:
+        pieces = memory_of(self._outputs)
+        needed = sum(aligned(piece.numel()) for piece in pieces)
+        if needed > memory.numel():
             raise DoesNotFit(
-                f"a block gave {needed:,} bytes of expensive outputs, and there is room for {most_bytes:,}",
+                f"a block gave {needed:,} bytes of expensive outputs, and there is room for {memory.numel():,}",
                 "set host_outputs: 0",
             )
-        self._outputs, self.taken_bytes = placed(self._outputs, memory), needed
-        return memory
+        for piece, start in zip(pieces, starts(pieces), strict=True):
+            memory[start : start + piece.numel()].copy_(piece)
+        self._outputs, self.moved_bytes = placed(self._outputs, pieces), needed
 
-    def give_outputs(self, memory: Tensor) -> None:
+    def give(self, memory: Tensor) -> None:
         self._outputs = found_in(self._outputs, memory)
 
     def recording(self) -> AbstractContextManager[Any]:

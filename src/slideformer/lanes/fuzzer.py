@@ -37,7 +37,7 @@ class Cell:
         self._value: Any = None
 
     def write(self, value: Any) -> None:
-        self._value = _cloned(value)  # nothing else holds a clone's memory
+        self._value = value.clone() if isinstance(value, Tensor) else value  # nothing else holds a clone's memory
         self._ran = True
 
     def read(self) -> Any:
@@ -47,9 +47,8 @@ class Cell:
 
     def overwrite(self) -> None:
         """Its memory is used for something else."""
-        for memory in self._value if isinstance(self._value, list) else [self._value]:
-            if isinstance(memory, Tensor):
-                overwrite(memory)
+        if isinstance(self._value, Tensor):
+            overwrite(self._value)
 
 
 class Deferred:
@@ -61,12 +60,6 @@ class Deferred:
 
     def __del__(self) -> None:
         self._dropped.append(self.cell)
-
-
-def _cloned(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_cloned(item) for item in value]
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 def overwrite(memory: Tensor) -> None:

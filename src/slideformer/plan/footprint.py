@@ -247,9 +247,6 @@ def device_bytes(model: ModelSizes, work: Work, sizes: Sizes, dtype: torch.dtype
         "head and loss": {**always, "head": head_work + boundary * size, "row gradients": rows * 4},
         "backward": {**always, "block": block_work, "row gradients": rows * 4},
     }
-    if sizes.forwards_on_host(n):  # what leaves and what is computed, beside what else comes and goes in a block
-        passing = work.block_fixed_bytes + max(0, work.block_bytes - work.kept_bytes) * sizes.micro_batch_size
-        phases["forward"] = {**always, "block": HostOutputs.STAGING * sizes.host_output_bytes + passing}
     if sizes.head_shards > 1:  # evaluation has the whole head, for all its passes
         waiting = {"activations": 2 * sizes.micro_batches * boundary * size, "kept for backward": 0}
         head = 0 if sizes.resident_ends else model.layouts[model.head].numel * size

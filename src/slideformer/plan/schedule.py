@@ -143,6 +143,7 @@ class Player:
         self.disk = DiskQueue(self.spans, self.work.buffers)
         self._weights = Staging(self.work.weight_buffers)
         self._boundaries = Staging(self.work.boundary_buffers)
+        self._saved = 0.0  # the last boundary is off the GPU
         self._left: list[float] = []  # when each block's outputs are off the GPU
         self._turned = 0.0  # the end of forward, from which on boundaries are read
 
@@ -162,11 +163,12 @@ class Player:
     def _forward(self) -> float:
         """Through the blocks; returns when the head's weight is there."""
         w, n = self.work, len(self.work.forward)
+        self._left.clear()
         ahead = self.free["compute"]  # the host has run ahead, but not into a window that is still in use
         inputs = self._run("h2d", "inputs", w.fetch_inputs, self._wait_fresh("embedding"))
         released: list[float] = []
         for i in range(n):
-            there = self._left[-STAGING] if len(self._left) >= STAGING else 0.0
+            there = self._place_for_outputs(i)
             if (k := i - w.resident) >= 0:
                 free = released[k - w.depth] if k >= w.depth else ahead
                 there = max(there, self._fetch(i, self._wait_fresh(f"block {i}"), free))
@@ -182,8 +184,7 @@ class Player:
         return self._run("h2d", "fetch head", w.fetch_head, self._wait_fresh("embedding" if w.tied else "head"))
 
     def _head(self, arrived: float) -> float:
-        w, self._turned = self.work, max(self.free["compute"], *self._left[-1:], 0.0)
-        self._left.clear()
+        w, self._turned = self.work, max(self.free["compute"], self._saved)  # the boundaries' memory is needed
         done = self._run("compute", "head", w.head, arrived, self._turned)
         landed = self._run("d2h", "send head", w.send_head, done)
         if not w.tied:
@@ -195,7 +196,7 @@ class Player:
         w, n = self.work, len(self.work.backward)
         left: list[float] = []  # when each gradient is off the GPU
         released: list[float] = []
-        read: list[float] = []  # when each block's outputs are no longer needed
+        read: list[float] = []  # when each block's outputs are no longer read
         for i in reversed(range(n)):
             k = n - 1 - i
             loaded = self._load(i) if w.load[i] else 0.0
@@ -203,7 +204,7 @@ class Player:
             if k >= w.depth and i >= w.resident:
                 there = self._fetch(i, released[k - w.depth])
             if w.load_outputs[i]:
-                earliest = read[-STAGING] if len(read) >= STAGING else self._turned
+                earliest = read[-STAGING] if len(read) >= STAGING else max(self._turned, self._left[-1])
                 loaded = self._run("h2d", f"load outputs {i}", w.load_outputs[i], earliest)
             staged = left[k - STAGING] if k >= STAGING else 0.0
             released.append(self._run("compute", f"backward {i}", w.backward[i], loaded, there, staged, self.host))
@@ -225,13 +226,20 @@ class Player:
         self._weights.give_back(there)
         return there
 
+    def _place_for_outputs(self, i: int) -> float:
+        """The outputs of block i's first forward are moved to where others have left, so it need not begin earlier."""
+        w = self.work
+        if not w.save_outputs[i] or len(self._left) < STAGING:
+            return 0.0
+        return self._left[-STAGING] - w.forward[i] / w.micro_batches
+
     def _save(self, i: int, begun: float) -> None:
         """A boundary from the GPU, and on to disk."""
         w = self.work
         if not w.write_boundary[i]:
-            self._run("d2h", f"save {i}", w.save[i], begun)
+            self._saved = self._run("d2h", f"save {i}", w.save[i], begun)
             return
-        saved = self._run("d2h", f"save {i}", w.save[i], begun, self._boundaries.take())
+        saved = self._saved = self._run("d2h", f"save {i}", w.save[i], begun, self._boundaries.take())
         self.disk.written[f"boundary {i}"] = self.disk.run(f"write boundary {i}", w.write_boundary[i], saved)
         self._boundaries.give_back(self.disk.written[f"boundary {i}"])
 

@@ -10,19 +10,28 @@ from slideformer.plan.plan import Plan
 from slideformer.units import format_bytes
 
 
+MOST_STEPS = 4096  # whose seconds are kept, so that a long run takes no more memory than a short one
+
+
 class StepTimes(Listener):
-    """Collects the seconds of a run's steps; its first is not like the others and is left out."""
+    """Collects the seconds of a run's steps, of a long run's every second, fourth, ... of them; its first is not like the
+    others and is left out."""
 
     def __init__(self) -> None:
         self._seconds: list[float] = []
+        self._steps, self._stride = 0, 1
 
     def stepped(self, stats: StepStats) -> None:
-        self._seconds.append(stats.seconds)
+        if self._steps and self._steps % self._stride == 0:
+            self._seconds.append(stats.seconds)
+        self._steps += 1
+        if len(self._seconds) == MOST_STEPS:
+            self._seconds, self._stride = self._seconds[1::2], 2 * self._stride
 
     @property
     def median(self) -> float | None:
         """None after less than two steps."""
-        return median(self._seconds[1:]) if len(self._seconds) > 1 else None
+        return median(self._seconds) if self._seconds else None
 
 
 def predicted_against_measured(plan: Plan, step_seconds: float | None) -> str:
