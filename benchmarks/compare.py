@@ -31,6 +31,7 @@ from machine_rates import rates_of
 from shapes import SHAPES
 from systems import BUILDERS, SLIDING, measure_system, micro_batch_counts
 
+from slideformer.bench.arguments import count_or_auto
 from slideformer.bench.case import Case
 from slideformer.bench.fresh_process import run_fresh
 from slideformer.bench.model_config import config_of
@@ -128,6 +129,7 @@ def plain_case(a: argparse.Namespace) -> Case:
         a.shape, 0, a.length, a.steps, a.warm_up, clipping=a.clip, optimizer_state=a.optimizer_state,
         host_budget_bytes=parse_bytes(a.host_budget) if a.host_budget else None, offload_dir=a.offload_dir,
         micro_batch_size=a.micro_batch_size, window_depth=a.window_depth, resident=a.resident, kept=a.kept,
+        host_outputs=a.host_outputs,
         threads=a.threads, rates=rates_of(a.rates), blocks=a.blocks,
     )  # fmt: skip
 
@@ -166,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     sliding.add_argument("--window-depth", type=int)
     sliding.add_argument("--resident", type=int, help="blocks whose state stays on the GPU")
     sliding.add_argument("--kept", type=int, help="blocks of which nothing is recomputed")
+    sliding.add_argument("--host-outputs", type=count_or_auto, help="forwards whose outputs wait in host memory")
     sliding.add_argument("--threads", type=int, help="of the CPU optimizer")
     parser.add_argument("--steps", type=int, default=4, help="that count")
     parser.add_argument("--warm-up", type=int, default=2)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise, product
+from typing import Literal
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from made_up_plans import BLOCKS, model_of, plan, work_of
 from made_up_timings import MODEL
 
 from slideformer.errors import ConfigError, DoesNotFit
+from slideformer.memory.host_outputs import FIXED_BYTES
 from slideformer.plan.choice import first, halvings, last
 from slideformer.plan.footprint import ModelSizes
 from slideformer.plan.pace import Pace, pace_of_full_steps
+from slideformer.plan.pins import Pins
 from slideformer.plan.plan import Plan, Workload
 from slideformer.plan.planner import make_plan
 from slideformer.plan.sizes import Sizes
@@ -108,6 +111,43 @@ def test_nothing_is_resident_where_the_cpu_computes():
     assert plan(gpu=None, resident=None, batch_size=1).sizes.resident == 0
     with pytest.raises(ConfigError, match="only what computes in bf16 on a GPU"):
         plan(gpu=None, resident=2)
+
+
+def outputs_of(host_outputs: int | Literal["auto"] | None, host: int = 64 * GIB) -> Plan:
+    """A plan for 2 GiB of GPU memory, where nearly all is recomputed."""
+    workload = Workload(32, 1024, False, pins=Pins(host_outputs=host_outputs))
+    work = replace(work_of(1024), kept_outputs_bytes=15 * MIB)
+    return make_plan(model_of(), work, workload, BF16, host, 2 * GIB, 500 * MIB, None, pace_of())
+
+
+def test_outputs_go_to_host_memory_where_that_is_asked_for_and_shortens_the_step():
+    none, chosen = outputs_of(None), outputs_of("auto")
+    assert none.sizes.host_outputs == 0
+    assert 0 < chosen.sizes.host_outputs <= chosen.sizes.recomputed_forwards(BLOCKS)
+    assert seconds_of(chosen, 32, False) < seconds_of(none, 32, False)
+    place = chosen.sizes.host_output_bytes
+    assert place == 15 * MIB * chosen.sizes.micro_batch_size + FIXED_BYTES
+    assert chosen.host["kept outputs"] == chosen.sizes.host_outputs * place
+    for count in (1, chosen.sizes.recomputed_forwards(BLOCKS)):
+        assert seconds_of(chosen, 32, False) <= seconds_of(outputs_of(count), 32, False) * SEARCHED
+
+
+def test_they_go_there_only_as_far_as_host_memory_reaches():
+    chosen = outputs_of("auto")
+    less = outputs_of("auto", host=chosen.host_peak_bytes - chosen.host["kept outputs"] // 2)
+    assert less.fits_host and less.host["kept outputs"] < chosen.host["kept outputs"]
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3, 4])
+def test_they_are_evenly_spread(micro_batches: int):
+    for count in range(BLOCKS * micro_batches + 2):
+        sizes = Sizes(2, 8, micro_batches, 64, 8, 0, 64, kept=2, kept_outputs=1, host_outputs=count)
+        places = sizes.outputs_on_host(BLOCKS)
+        assert len(places) == sizes.forwards_on_host(BLOCKS) == min(count, (BLOCKS - 3) * micro_batches)
+        assert all(i < BLOCKS - 3 for i, _ in places)
+        by_layer = [sum(i == layer for i, _ in places) for layer in range(BLOCKS)]
+        assert by_layer == [sizes.forwards_of_layer_on_host(i, BLOCKS) for i in range(BLOCKS)]
+        assert max(by_layer[: BLOCKS - 3]) - min(by_layer[: BLOCKS - 3]) <= 1
 
 
 def test_a_hundred_layers_are_planned_with_few_schedules(monkeypatch: pytest.MonkeyPatch):

@@ -31,6 +31,7 @@ def pinned_plan(pace: Pace | None, gpu: str | None = "8GiB", disk: str | None = 
         {"resident_ends": False},
         {"kept_outputs": 3},
         {"kept_outputs": 0},
+        {"host_outputs": 5},
         {"host_boundaries": 0},
         {"host_boundaries": 7},
         {"disk_blocks": 0},

@@ -8,6 +8,7 @@ from typing import Any
 from annotated_types import Ge
 from pydantic.fields import FieldInfo
 
+from slideformer.plan.pins import AUTO
 from slideformer.settings.config import Config
 from slideformer.units import parse_bytes
 
@@ -41,10 +42,11 @@ def case_fields(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _add_pin(group: "argparse._ArgumentGroup", name: str, field: FieldInfo) -> None:
-    words = (field.description or "").removesuffix("; null: chosen")
+    words = (field.description or "").partition("; null: ")[0]
     least = next((bound.ge for bound in field.metadata if isinstance(bound, Ge)), 0)
     flag = field.annotation == bool | None
     kind = _true_or_false if flag else partial(_count, least)  # type: ignore[arg-type]  # bounds of counts are numbers
+    kind = count_or_auto if name == "host_outputs" else kind
     group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="BOOL" if flag else "N", help=words)
 
 
@@ -65,6 +67,11 @@ def _count(least: int, text: str) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
     return int(text)
+
+
+def count_or_auto(text: str) -> int | str:
+    """For argparse."""
+    return text if text == AUTO else _count(0, text)
 
 
 def _true_or_false(text: str) -> bool:

@@ -42,7 +42,7 @@ class Case:
     kept: int | None = None
     resident_ends: bool | None = None
     kept_outputs: int | None = None
-    host_outputs: int | None = None
+    host_outputs: int | Literal["auto"] | None = None
     host_boundaries: int | None = None
     disk_blocks: int | None = None
     disk_boundaries: int | None = None

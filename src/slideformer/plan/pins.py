@@ -1,21 +1,23 @@
 """Choices of the plan that a person makes instead."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from slideformer.plan.sizes import Sizes
 
+AUTO = "auto"
 ON_DISK = ("disk_blocks", "disk_boundaries", "disk_weight_blocks")
 COUNTS_OF_BLOCKS = ("kept_outputs", "host_boundaries", "gradient_slots", *ON_DISK)
 
 
 @dataclass(frozen=True)
 class Pins:
-    """Sizes that are given, by the names that they have in `Sizes`; None: chosen."""
+    """Sizes that are given, by the names that they have in `Sizes`; None: chosen. Of `host_outputs`, None is none, and
+    "auto" is chosen."""
 
     resident_ends: bool | None = None
     kept_outputs: int | None = None
-    host_outputs: int | None = None
+    host_outputs: int | Literal["auto"] | None = None
     host_boundaries: int | None = None
     disk_blocks: int | None = None
     disk_boundaries: int | None = None
@@ -29,7 +31,7 @@ class Pins:
         return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
 
     def given(self) -> dict[str, int]:
-        return {name: value for name, value in vars(self).items() if value is not None}
+        return {name: value for name, value in vars(self).items() if value not in (None, AUTO)}
 
     def of(self, sizes: Sizes, blocks: int) -> Sizes:
         """The sizes with what is given in the place of what was chosen; of blocks, at most as many as there are."""

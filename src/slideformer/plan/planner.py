@@ -17,6 +17,7 @@ from slideformer.plan.footprint import ModelSizes, Work, device_bytes, disk_byte
 from slideformer.plan.offloading import Reach, fewest_on_disk, reaches
 from slideformer.plan.pace import Pace
 from slideformer.plan.pin_check import check_pins
+from slideformer.plan.pins import AUTO
 from slideformer.plan.plan import Plan, Workload
 from slideformer.plan.refusal import does_not_fit
 from slideformer.plan.sizes import Sizes
@@ -141,7 +142,7 @@ def _limits(
         kept=None if workload.kept is None else min(workload.kept, n),
         keeps=not workload.recompute_all,
         keeps_outputs=keeps_outputs and pins.kept_outputs is None,
-        keeps_on_host=keeps_outputs and pins.host_outputs is None and device_bytes is not None,
+        keeps_on_host=keeps_outputs and pins.host_outputs == AUTO and device_bytes is not None,
         reach=reach,
     )
 

@@ -9,13 +9,12 @@ from slideformer.listeners.metrics import StepStats, host_peak_bytes
 from slideformer.plan.plan import Plan
 from slideformer.units import format_bytes
 
-
 MOST_STEPS = 4096  # whose seconds are kept, so that a long run takes no more memory than a short one
 
 
 class StepTimes(Listener):
-    """Collects the seconds of a run's steps, of a long run's every second, fourth, ... of them; its first is not like the
-    others and is left out."""
+    """Collects the seconds of a run's steps, of a long run's every second, fourth, ... of them; its first is not like
+    the others and is left out."""
 
     def __init__(self) -> None:
         self._seconds: list[float] = []

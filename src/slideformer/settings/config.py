@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -147,10 +147,10 @@ class Config(Section):
         ge=0,
         description="layers (before the kept) of which matrix products are not repeated; null: chosen",
     )
-    host_outputs: int | None = Field(
+    host_outputs: Annotated[int, Field(ge=0)] | Literal["auto"] | None = Field(
         default=None,
-        ge=0,
-        description="forwards (a layer over a micro-batch) whose matrix products wait in host memory; null: chosen",
+        description="forwards (a layer over a micro-batch) whose matrix products wait in host memory; null: none, "
+        "auto: chosen",
     )
     resident_ends: bool | None = Field(
         default=None, description="whether embedding and head stay in the GPU's memory with their states; null: chosen"
