@@ -23,6 +23,7 @@ from transformers import LlamaConfig
 
 from slideformer.data.batches import Batch, collate
 from slideformer.data.examples import Example
+from slideformer.engine.block_calls import block_call_seconds
 from slideformer.engine.engine import Engine
 from slideformer.engine.measure import measure_work, model_sizes
 from slideformer.engine.operations import count_operations
@@ -140,7 +141,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--json", type=Path, help="also write the results there")
     arguments = parser.parse_args()
-    rates = read_machine(H200) if arguments.what == "recorded" else probe(Path("."))
+    rates = read_machine(H200) if arguments.what == "recorded" else probe(Path("."), block_call_seconds)
     rows = []
     for row in recorded() if arguments.what == "recorded" else here(rates, arguments.steps):
         print(row, flush=True)

@@ -54,6 +54,7 @@ def _measuring_command(commands: Commands, name: str, summary: str) -> argparse.
 
 def _probe(arguments: argparse.Namespace, overrides: list[str]) -> None:
     no_overrides(overrides)
+    from slideformer.engine.block_calls import block_call_seconds
     from slideformer.plan.probe import probe
     from slideformer.plan.rates import cached_rates, store_rates
     from slideformer.plan.rates_table import render_rates
@@ -61,7 +62,7 @@ def _probe(arguments: argparse.Namespace, overrides: list[str]) -> None:
     rates = None if arguments.fresh else cached_rates()
     if rates is None:
         print("measuring this machine; nothing else should run on it meanwhile", file=sys.stderr)
-        rates = probe(arguments.directory)
+        rates = probe(arguments.directory, block_call_seconds)
         store_rates(rates)
     print(json.dumps(rates.as_json(), indent=2) if arguments.json else render_rates(rates))
 

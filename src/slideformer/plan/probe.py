@@ -27,7 +27,6 @@ from slideformer.plan.rates import ComputeRates, HostRates, LinkRates, MachineRa
 from slideformer.units import MIB
 
 ROUNDS = 5
-CALLS = 200
 SUSTAINED_SECONDS = 1.0
 HOST_BYTES = 256 * MIB  # of one array: larger than any cache
 ADAMW_PARAMETERS = 128 * MIB  # 1.75 GiB of state and gradient: no cache keeps a useful part of it
@@ -39,8 +38,11 @@ ELEMENTS = {"cuda": 2**28, "cpu": 2**25}
 Timer = Callable[[Callable[[], object]], float]
 
 
-def probe(directory: Path) -> MachineRates:
+def probe(directory: Path, call_seconds: Callable[[torch.device], float]) -> MachineRates:
     """Measure compute, copies, host memory, AdamW and the disk of `directory`.
+
+    Args:
+        call_seconds: measures what calling one operator costs the host beside that device.
 
     Takes about 2.5 GiB of host memory, 2 GiB of the GPU and 0.5 GiB of the disk while it runs.
 
@@ -48,7 +50,7 @@ def probe(directory: Path) -> MachineRates:
         ConfigError: the directory cannot be written.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    compute = measure_compute(device)
+    compute = measure_compute(device, call_seconds(device))
     adamw = adamw_step(optimizer_threads(device.type == "cuda"))
     adamw()
     alone = median(wall_seconds(adamw) for _ in range(ROUNDS))
@@ -99,7 +101,7 @@ def event_seconds(work: Callable[[], object]) -> float:
     return before.elapsed_time(after) / 1e3
 
 
-def measure_compute(device: torch.device) -> ComputeRates:
+def measure_compute(device: torch.device, call_seconds: float) -> ComputeRates:
     """Matmul, attention and memory rates, with the threads that this process uses on a CPU."""
     timer = event_seconds if device.type == "cuda" else wall_seconds
     matmul = {name: matmul_rate(device, dtype, timer) for name, dtype in DTYPES.items()}
@@ -107,21 +109,7 @@ def measure_compute(device: torch.device) -> ComputeRates:
     x = torch.zeros(ELEMENTS[device.type], dtype=torch.bfloat16, device=device)
     y = torch.zeros_like(x)
     memory = 3 * x.nbytes / best_seconds(lambda: torch.add(x, y, out=y), timer)
-    return ComputeRates(matmul, attention, memory, call_seconds(device))
-
-
-def call_seconds(device: torch.device) -> float:
-    """Host time of one operator on a few numbers, in a chain that is then differentiated."""
-    x = torch.zeros(8, device=device, requires_grad=True)
-
-    def chain() -> None:
-        y = x
-        for _ in range(CALLS):
-            y = y * y
-        torch.autograd.grad(y.sum(), x)
-
-    operators = 4 * CALLS  # backward multiplies twice and adds, for each multiplication
-    return best_seconds(chain) / operators
+    return ComputeRates(matmul, attention, memory, call_seconds)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, timer: Timer) -> float:

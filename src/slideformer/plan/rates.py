@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from slideformer.errors import ConfigError
 from slideformer.plan.limits import MemoryLimits
 
-FORMAT = 1
+FORMAT = 2  # of the file; 2: calls are those of a block, with all that comes with them
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class ComputeRates:
         matmul_flops: sustained multiply-adds, two operations each, by dtype ("bf16", "fp32").
         attention_flops: causal attention, forward and backward, all pairs counted, by dtype.
         memory_bytes: read and written by an elementwise operation.
-        call_seconds: that the host spends on calling one operator, its share of autograd included.
+        call_seconds: that the host spends on calling one operator of a block, its share of autograd, modules and saved
+            tensors included.
     """
 
     matmul_flops: dict[str, float]
