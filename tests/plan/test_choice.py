@@ -13,7 +13,7 @@ from made_up_timings import MODEL
 
 from slideformer.errors import ConfigError, DoesNotFit
 from slideformer.memory.host_outputs import FIXED_BYTES
-from slideformer.plan.choice import first, halvings, last
+from slideformer.plan.choice import halvings
 from slideformer.plan.footprint import ModelSizes
 from slideformer.plan.pace import Pace, pace_of_full_steps
 from slideformer.plan.pins import Pins
@@ -168,8 +168,5 @@ def counting(seconds: Callable[..., float], played: list[Sizes]) -> Callable[...
     return counted
 
 
-def test_first_and_last_find_the_edge():
-    for edge in range(6):
-        assert first(range(5), lambda x, e=edge: x >= e) == (edge if edge < 5 else None)
-        assert last(range(5), lambda x, e=edge: x < e) == (edge - 1 if edge else None)
+def test_halvings_are_at_most_half_of_the_one_before():
     assert halvings([8, 6, 4, 3, 2, 1]) == [8, 4, 2]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeVar
 
+from slideformer.plan.edges import Made, first, last
 from slideformer.plan.offloading import BUFFERS_BESIDE_WEIGHTS, DISK_BUFFERS, Reach, ways
 from slideformer.plan.sizes import Sizes
 
@@ -163,18 +164,17 @@ class Group:
         """More and more of what the link may have room for, as long as host memory has; with so many resident blocks,
         or fewer where the device has no room for what comes back."""
         forwards = self.start.recomputed_forwards(self.limits.blocks)
+        residents = range(self.limits.resident[0], resident + 1)
         for count in dict.fromkeys(-(-forwards * share // SHARES_ON_HOST) for share in range(1, SHARES_ON_HOST + 1)):
-            ways = [self._smallest(fewer, count) for fewer in range(self.limits.resident[0], resident + 1)]
-            sizes = self._fewest_boundaries(last(ways, self.fits.device))
+            most = last(residents, lambda fewer, count=count: self.fits.device(self._smallest(fewer, count)))
+            sizes = None if most is None else self._fewest_boundaries(self._smallest(most, count))
             if sizes is None or not self.fits.host(sizes):
                 return
             yield self._outputs_first(sizes)
 
-    def _fewest_boundaries(self, sizes: Sizes | None) -> Sizes | None:
+    def _fewest_boundaries(self, sizes: Sizes) -> Sizes | None:
         """On the host; the others stay on the device."""
-        if sizes is None:
-            return None
-        ways = [replace(sizes, host_boundaries=count) for count in range(self.limits.blocks + 1)]
+        ways = Made(lambda count: replace(sizes, host_boundaries=count), range(self.limits.blocks + 1))
         return first(ways, self.fits.device)
 
     def _least_on_disk(self, sizes: Sizes | None) -> Iterator[Sizes]:
@@ -205,7 +205,7 @@ class Group:
     def _whole_first(self, base: Sizes) -> Sizes:
         blocks, pinned = self.limits.blocks, self.limits.kept
         counts = range(blocks + 1) if pinned is None else [pinned]
-        whole = last([replace(base, kept=count) for count in counts], self.fits.device) or base
+        whole = last(Made(lambda count: replace(base, kept=count), counts), self.fits.device) or base
         return self._outputs_of(whole, blocks - whole.kept)
 
     def _outputs_first(self, base: Sizes) -> Sizes:
@@ -215,12 +215,12 @@ class Group:
         outputs = self._outputs_of(base, blocks)
         if outputs.kept_outputs < blocks or self.limits.kept is not None:
             return outputs
-        ways = [replace(base, kept=count, kept_outputs=blocks - count) for count in range(blocks + 1)]
+        ways = Made(lambda count: replace(base, kept=count, kept_outputs=blocks - count), range(blocks + 1))
         return last(ways, self.fits.device) or outputs
 
     def _outputs_of(self, sizes: Sizes, most: int) -> Sizes:
         counts = range(most + 1) if self.limits.keeps_outputs else [0]
-        return last([replace(sizes, kept_outputs=count) for count in counts], self.fits.device) or sizes
+        return last(Made(lambda count: replace(sizes, kept_outputs=count), counts), self.fits.device) or sizes
 
 
 @dataclass(eq=False)
@@ -293,27 +293,3 @@ def halvings(descending: Sequence[int]) -> list[int]:
         if not found or 2 * value <= found[-1]:
             found.append(value)
     return found[:MICRO_BATCH_SIZES]
-
-
-def first(ascending: Sequence[T], holds: Callable[[T], bool]) -> T | None:
-    """The first for which it holds, if it holds for all behind that; None if for none."""
-    if not ascending or not holds(ascending[-1]):
-        return None
-    low, high = 0, len(ascending) - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(ascending[middle]) else (middle + 1, high)
-    return ascending[low]
-
-
-def last(ascending: Sequence[T], holds: Callable[[T], bool]) -> T | None:
-    """The last for which it holds, if it holds for all before that; None if for none."""
-    if not ascending or not holds(ascending[0]):
-        return None
-    if holds(ascending[-1]):
-        return ascending[-1]
-    low, high = 0, len(ascending) - 1
-    while low + 1 < high:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(ascending[middle]) else (low, middle)
-    return ascending[low]

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from slideformer.plan.choice import Fits, Group, Limits, last
+from slideformer.plan.choice import Fits, Group, Limits
+from slideformer.plan.edges import last
 from slideformer.plan.sizes import Sizes
 
 if TYPE_CHECKING:

@@ -1,11 +1,12 @@
 """How much goes to disk: as little as makes the rest fit in host memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from slideformer.memory.record_ring import BUFFERS
+from slideformer.plan.edges import Made, Ordered
 from slideformer.plan.sizes import Sizes
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def reaches(disk_budget_bytes: int | None) -> list[Reach]:
     return [Reach.NOTHING] if disk_budget_bytes is None else [Reach.STATES, Reach.BOUNDARIES, Reach.WEIGHTS]
 
 
-def ways(sizes: Sizes, blocks: int, reach: Reach) -> list[Sizes]:
+def ways(sizes: Sizes, blocks: int, reach: Reach) -> Ordered[Sizes]:
     """The sizes with more and more of one kind on disk, and all that comes before it.
 
     Buffers come with the first of a kind, so that may need more host memory than none; from then on each needs less.
@@ -42,13 +43,13 @@ def ways(sizes: Sizes, blocks: int, reach: Reach) -> list[Sizes]:
         case Reach.NOTHING:
             return [sizes]
         case Reach.STATES:
-            return [replace(sizes, disk_blocks=count) for count in range(1, blocks + 1)]
+            return Made(lambda count: replace(sizes, disk_blocks=count), range(1, blocks + 1))
         case Reach.BOUNDARIES:
-            return [replace(states, disk_boundaries=count) for count in range(1, sizes.host_boundaries + 1)]
+            return Made(lambda count: replace(states, disk_boundaries=count), range(1, sizes.host_boundaries + 1))
         case Reach.WEIGHTS:
             few = min(sizes.disk_buffers, BUFFERS_BESIDE_WEIGHTS)
             both = replace(states, disk_boundaries=sizes.host_boundaries, disk_buffers=few)
-            return [replace(both, disk_weight_blocks=count) for count in range(1, blocks + 1)]
+            return Made(lambda count: replace(both, disk_weight_blocks=count), range(1, blocks + 1))
 
 
 def fewest_on_disk(plan: "Plan", plan_of: "PlanOf", reach: Reach) -> "Plan":
@@ -56,12 +57,12 @@ def fewest_on_disk(plan: "Plan", plan_of: "PlanOf", reach: Reach) -> "Plan":
     everything = plan
     for kind in range(Reach.STATES, reach + 1):
         tried = ways(plan.sizes, len(plan.model.blocks), Reach(kind))
-        if tried and (everything := plan_of(tried[-1])).fits_host:
+        if len(tried) and (everything := plan_of(tried[-1])).fits_host:
             return _first_that_fits(tried, plan_of)
     return everything
 
 
-def _first_that_fits(tried: Sequence[Sizes], plan_of: "PlanOf") -> "Plan":
+def _first_that_fits(tried: Ordered[Sizes], plan_of: "PlanOf") -> "Plan":
     """Of sizes each of which needs less host memory than the one before; the last fits."""
     low, high = 0, len(tried) - 1
     while low < high:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from slideformer.plan.choice import last
+from slideformer.plan.edges import last
 from slideformer.plan.feasible import Asked, Possible
 from slideformer.plan.machine import DEVICE_MARGIN, DISK_MARGIN
 from slideformer.plan.pin_check import pinned
