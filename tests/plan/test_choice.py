@@ -147,6 +147,10 @@ def test_they_are_evenly_spread(micro_batches: int):
         assert all(i < BLOCKS - 3 for i, _ in places)
         by_layer = [sum(i == layer for i, _ in places) for layer in range(BLOCKS)]
         assert by_layer == [sizes.forwards_of_layer_on_host(i, BLOCKS) for i in range(BLOCKS)]
+        back = [sizes.fetched_forwards_of_layer(i, BLOCKS) for i in range(BLOCKS)]
+        assert sum(back) == max(0, len(places) - 2) and all(
+            some <= all_ for some, all_ in zip(back, by_layer, strict=True)
+        )
         assert max(by_layer[: BLOCKS - 3]) - min(by_layer[: BLOCKS - 3]) <= 1
 
 

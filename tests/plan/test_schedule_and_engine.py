@@ -86,11 +86,12 @@ def step_work(case: Case) -> StepWork:
     m, on_host = sizes.micro_batches, sizes.boundaries_on_host(BLOCKS)
     boundaries = [speeds.boundary * m if i < on_host else 0.0 for i in range(BLOCKS)]
     outputs = [speeds.outputs * sizes.forwards_of_layer_on_host(i, BLOCKS) for i in range(BLOCKS)]
+    back = [speeds.outputs * sizes.fetched_forwards_of_layer(i, BLOCKS) for i in range(BLOCKS)]
     on_cpu = 0.0 if sizes.resident_ends else 1.0
     return StepWork(
         forward=[speeds.forward * m] * BLOCKS, backward=[speeds.backward * m] * BLOCKS, head=speeds.head * m,
         fetch=[speeds.fetch] * BLOCKS, fetch_head=0.0, fetch_inputs=0.0, send=[speeds.send] * BLOCKS, send_head=0.0,
-        save=boundaries, load=boundaries, save_outputs=outputs, load_outputs=outputs,
+        save=boundaries, load=boundaries, save_outputs=outputs, load_outputs=back,
         micro_batches=m, update=[speeds.update] * BLOCKS, update_head=0.0,
         update_table=on_cpu * TABLE, update_rows=on_cpu * ROWS, read=nothing, write=nothing,
         read_weights=nothing, write_boundary=nothing, read_boundary=nothing,

@@ -36,17 +36,17 @@ class Place:
     """Device memory for the outputs of one forward on their way out, or back."""
 
     flat: Tensor
-    key: Key | None = None  # whose outputs come back
-    ready: Fence | None = None  # they are there
-    free: Fence | None = None  # whoever read the place last is done
+    key: Key | None = None  # whose outputs are there, or come
+    ready: Fence | None = None  # they have come back; None: they are still there
+    left: Fence | None = None  # what was moved there has left
 
 
 class HostOutputs:
     """Keeps what forwards give in host memory.
 
     Outputs leave through places of their own, into which they are copied first. Left where they are until they have
-    left, they would be memory that goes back to the allocator at any time, and leave fragments: measured to cost a
-    third of a step where the budget is tight, against a thousandth for the copy.
+    left, they would be memory that goes back to the allocator at any time, and leave fragments. Backward finds the last
+    ones where they are, and frees a place for each that comes back.
 
     Args:
         keys: of the forwards whose outputs leave the device; others are left alone.
@@ -63,7 +63,6 @@ class HostOutputs:
         count = min(self.PLACES, len(self._host))
         self._places = [Place(torch.empty(most_bytes, dtype=torch.uint8, device=lanes.device)) for _ in range(count)]
         self._tapes: dict[Key, Any] = {}
-        self._saved: dict[Key, Fence] = {}
         self._order: list[Key] = []
 
     @staticmethod
@@ -80,48 +79,44 @@ class HostOutputs:
         if key not in self._host:
             return
         place = self._places[len(self._tapes) % len(self._places)]
-        if place.free is not None:
-            self._lanes.compute.wait(place.free)
+        if place.left is not None:
+            self._lanes.compute.wait(place.left)
         self._lanes.compute.run(move_outputs, tape, place.flat)
         self._lanes.d2h.wait(self._lanes.compute.record())
         self._lanes.d2h.run(copy_outputs, tape, place.flat, self._host[key])
-        place.free = self._saved[key] = self._lanes.d2h.record()
+        place.key, place.ready, place.left = key, None, self._lanes.d2h.record()
         self._tapes[key] = tape
 
     def turn(self, order: Sequence[Key]) -> None:
         """Backward starts and will load outputs in this order."""
-        self._order = [key for key in order if key in self._tapes]
-        for place in self._places:
-            self._fetch_next(place)
+        there = [place.key for place in self._places]
+        self._order = [key for key in order if key in self._tapes and key not in there]
 
     def load(self, i: int, m: int, tape: Any) -> None:
         """Give the forward its outputs back, for computation submitted from here until `release(i, m)`."""
         if (i, m) in self._tapes:
             place = self._place_of((i, m))
-            assert place.ready is not None
-            self._lanes.compute.wait(place.ready)
+            if place.ready is not None:
+                self._lanes.compute.wait(place.ready)
             self._lanes.compute.run(give_outputs, tape, place.flat)
 
     def release(self, i: int, m: int) -> None:
-        """Computation submitted so far was the last to read them; the next ones are fetched."""
+        """Computation submitted so far was the last to read them; the next ones are fetched.
+
+        They have reached the host: before their place was filled again, computation waited for that.
+        """
         if self._tapes.pop((i, m), None) is None:
             return
         place = self._place_of((i, m))
-        place.key, place.free = None, self._lanes.compute.record()
-        self._fetch_next(place)
+        place.key = None
+        if self._order:
+            place.key = self._order.pop(0)
+            self._lanes.h2d.wait(self._lanes.compute.record())
+            self._lanes.h2d.run(copy_outputs, self._tapes[place.key], self._host[place.key], place.flat)
+            place.ready = self._lanes.h2d.record()
 
     def _place_of(self, key: Key) -> Place:
         return next(place for place in self._places if place.key == key)
-
-    def _fetch_next(self, place: Place) -> None:
-        if not self._order:
-            return
-        place.key = self._order.pop(0)
-        if place.free is not None:
-            self._lanes.h2d.wait(place.free)
-        self._lanes.h2d.wait(self._saved[place.key])
-        self._lanes.h2d.run(copy_outputs, self._tapes[place.key], self._host[place.key], place.flat)
-        place.ready = self._lanes.h2d.record()
 
 
 def move_outputs(tape: Holder, memory: Tensor) -> None:

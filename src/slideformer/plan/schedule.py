@@ -25,7 +25,7 @@ class StepWork:
         fetch, fetch_head, fetch_inputs: weights, and what a step begins with, to the GPU.
         send, send_head: gradients from the GPU.
         save, load: boundary activations to host memory and back, 0 where they stay.
-        save_outputs, load_outputs: the same of expensive outputs.
+        save_outputs, load_outputs: the same of expensive outputs; the last ones need not come back.
         update, update_head, update_table, update_rows: AdamW on the CPU, 0 where there is none; a table's rows without
             a gradient from the embedding are updated early. A tied head is the table, and has no update of its own.
         read, write: records of what is on disk before and after their update, 0 of the others.
@@ -204,11 +204,11 @@ class Player:
             if k >= w.depth and i >= w.resident:
                 there = self._fetch(i, released[k - w.depth])
             if w.load_outputs[i]:
-                earliest = read[-STAGING] if len(read) >= STAGING else max(self._turned, self._left[-1])
+                earliest = read[-STAGING] if len(read) >= STAGING else self._turned
                 loaded = self._run("h2d", f"load outputs {i}", w.load_outputs[i], earliest)
             staged = left[k - STAGING] if k >= STAGING else 0.0
             released.append(self._run("compute", f"backward {i}", w.backward[i], loaded, there, staged, self.host))
-            read.extend(released[-1:] if w.load_outputs[i] else [])
+            read.extend(released[-1:] if w.save_outputs[i] else [])
             left.append(released[-1] if i < w.resident else self._send_block(i, released[-1]))
         landed = self._run("d2h", "send rows", 0.0, released[-1])
         self._submit("embedding", w.update_rows, BEFORE_BLOCKS, landed)

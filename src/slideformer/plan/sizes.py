@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from slideformer.memory.host_outputs import HostOutputs
 from slideformer.memory.record_ring import BUFFERS
 
 OptimizerState = Literal["fp32", "bf16"]
@@ -113,6 +114,12 @@ class Sizes:
         if first >= forwards:
             return 0
         return (first + self.micro_batches - 1) * count // forwards - (first - 1) * count // forwards
+
+    def fetched_forwards_of_layer(self, i: int, depth: int) -> int:
+        """Of these, those whose outputs come back: the last ones of all are still there."""
+        behind = sum(self.forwards_of_layer_on_host(layer, depth) for layer in range(i + 1, depth))
+        here = self.forwards_of_layer_on_host(i, depth)
+        return here - min(here, max(0, HostOutputs.PLACES - behind))
 
     def slots_for(self, depth: int) -> int:
         """Gradients of `depth` layers that may wait on the host."""

@@ -156,8 +156,7 @@ def step_work(
     head, table = model.layouts[model.head], model.layouts[model.embedding]
     boundary = tokens.computed * model.hidden * dtype.itemsize
     on_host = sizes.boundaries_on_host(n)
-    outputs = [sizes.forwards_of_layer_on_host(i, n) * sizes.host_output_bytes for i in range(n)]
-    filled = tokens.computed / sizes.step_tokens
+    outputs = sizes.host_output_bytes * tokens.computed / sizes.step_tokens
     rows = min(tokens.computed, model.vocabulary) * model.embedding_width
     tied = model.head == model.embedding
     row_update = min(rows, table.trained_numel)
@@ -190,8 +189,8 @@ def step_work(
         send_head=ends * head.trained_numel * dtype.itemsize / d2h,
         save=[boundary / d2h if i < on_host else 0.0 for i in range(n)],
         load=[boundary / h2d if i < on_host else 0.0 for i in range(n)],
-        save_outputs=[filled * size / d2h for size in outputs],
-        load_outputs=[filled * size / h2d for size in outputs],
+        save_outputs=[sizes.forwards_of_layer_on_host(i, n) * outputs / d2h for i in range(n)],
+        load_outputs=[sizes.fetched_forwards_of_layer(i, n) * outputs / h2d for i in range(n)],
         update=[layout.trained_numel / adamw for layout in layouts],
         update_head=0.0 if tied else ends * head.trained_numel / adamw,
         update_table=ends * (table.trained_numel - row_update) / adamw,
