@@ -209,6 +209,19 @@ def test_outputs_that_take_more_than_planned_are_refused():
             engine.train_step(batch_at(RECORDS, 4, 0), hyper_at(1))
 
 
+def test_a_result_is_of_its_own_step_however_late_it_is_read():
+    def losses(late: bool) -> list[float]:
+        with tiny_engine(tiny("qwen3")) as engine:
+            results = []
+            for step in range(1, 6):
+                results.append(engine.train_step(batch_at(RECORDS, 4, step), hyper_at(step)))
+                if not late:
+                    _ = results[-1].loss
+            return [result.loss for result in results]
+
+    assert losses(late=True) == losses(late=False) and len(set(losses(late=True))) == 5
+
+
 def test_timings_are_of_this_steps_updates():
     with tiny_engine(tiny("llama")) as engine:
         result = engine.train_step(batch_at(RECORDS, 4, 0), hyper_at(1))

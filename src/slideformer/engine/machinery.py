@@ -104,6 +104,7 @@ class Machinery:
         self._wire_shell(allocator, dtype)
         self._token_feed = TokenFeed(lanes, allocator, sizes.step_indices)
         self._host_losses = allocator.empty("losses", (2,), torch.float32, pinned=True)
+        self._results: list[StepResult | None] = [None, None]  # whose losses these are
 
     def _resident_blocks(self) -> dict[int, DeviceState]:
         return {i: state for i, state in enumerate(self.blocks) if isinstance(state, DeviceState)}
@@ -200,7 +201,14 @@ class Machinery:
         depth = self.decoder.depth
         self.window.expect([*range(depth), *reversed(range(self.lowest, depth - self.window.depth))])
         trained = sum(batch.trained_tokens for batch in micro_batches)
-        return StepResult(self.updates, pending, trained, loss, self._host_losses[pending.hyper.step % 2])
+        return self._new_result(pending, trained, loss)
+
+    def _new_result(self, pending: StepUpdates, trained: int, loss: Tensor) -> StepResult:
+        slot = pending.hyper.step % 2
+        if (before := self._results[slot]) is not None:
+            before.settle()
+        found = self._results[slot] = StepResult(self.updates, pending, trained, loss, self._host_losses[slot])
+        return found
 
     def feed(self, micro_batches: list[Batch], seed: int) -> tuple[list[MicroBatch], Tensor, Tensor]:
         """Token ids and the embedding rows they use, on the device: (micro-batches, rows [u, width], row ids [u])."""

@@ -22,14 +22,22 @@ class StepResult:
         self.trained_tokens = trained_tokens
         self.device_loss = device_loss
         self._host_loss = loss
+        self._loss: float | None = None
         self.landed: Fence | None = None
 
     @property
     def loss(self) -> float:
         """Mean negative log-likelihood of the trained tokens. Waits until the step's backward is over."""
-        assert self.landed is not None
-        self.landed.wait()
-        return float(self._host_loss)
+        if self._loss is None:
+            assert self.landed is not None
+            self.landed.wait()
+            self._loss = float(self._host_loss)
+        return self._loss
+
+    def settle(self) -> None:
+        """Read what a later step overwrites."""
+        if self.landed is not None:
+            self._loss = self.loss
 
     @property
     def grad_norm(self) -> float:
