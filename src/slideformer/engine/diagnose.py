@@ -8,7 +8,7 @@ from torch import Tensor
 from slideformer.data.batches import Batch
 from slideformer.engine import compute
 from slideformer.engine.durable import DurableState
-from slideformer.engine.machinery import EMBEDDING, SHELL
+from slideformer.engine.layouts import EMBEDDING, SHELL
 from slideformer.engine.send_batches import documents_on
 from slideformer.memory.disk_state import DiskState
 from slideformer.models.architecture import Decoder

@@ -14,8 +14,8 @@ from slideformer.engine.custom_loss import TokenLoss, head_passes
 from slideformer.engine.durable import boundary_file_in, durable_states
 from slideformer.engine.evaluate import Evaluation, evaluate
 from slideformer.engine.generate import OnToken, batching_for, generate
-from slideformer.engine.layouts import layouts
-from slideformer.engine.machinery import EMBEDDING, Machinery
+from slideformer.engine.layouts import EMBEDDING, layouts
+from slideformer.engine.machinery import Machinery
 from slideformer.engine.sampling import Decoding
 from slideformer.engine.snapshot import Snapshot
 from slideformer.engine.step import train_step

@@ -20,6 +20,25 @@ Enter = Callable[[Decoder, MicroBatch, Tensor, Weights], DecoderInputs]
 STREAMING_SLOTS = 2  # one block computes, the next one arrives
 
 
+class ForwardEnds:
+    """What a forward pass reads outside the blocks, but for the embedding's rows.
+
+    Args:
+        shell_window: of one layer, the parameters that are in no block, and neither embedding nor head.
+    """
+
+    def __init__(self, head: HeadWeight | ResidentHead, shell_window: LayerWindow):
+        self.head, self._shell_window = head, shell_window
+
+    def fetch_shell(self) -> Weights:
+        self._shell_window.fetch(0)
+        return self._shell_window.layer(0)
+
+    def release_shell(self) -> None:
+        """Forward-only use of the shell is over."""
+        self._shell_window.release(0)
+
+
 class ForwardMachinery(Protocol):
     """What a forward pass needs of an engine, whether it trains or not."""
 
@@ -28,13 +47,9 @@ class ForwardMachinery(Protocol):
     window: LayerWindow
 
     @property
-    def head(self) -> HeadWeight | ResidentHead: ...
+    def ends(self) -> ForwardEnds: ...
 
     def feed(self, micro_batches: list[Batch], seed: int) -> tuple[list[MicroBatch], Tensor, Tensor]: ...
-
-    def fetch_shell(self) -> Weights: ...
-
-    def release_shell(self) -> None: ...
 
 
 class Passes:
@@ -52,13 +67,14 @@ class Passes:
         self._held: set[int] = set()
 
     def __enter__(self) -> "Passes":
-        self.shell, self.head = self._e.fetch_shell(), self._e.head.weight()
+        ends = self._e.ends
+        self.shell, self.head = ends.fetch_shell(), ends.head.weight()
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: Any) -> None:
-        blocks = [partial(self._e.window.release, i) for i in sorted(self._held)]
+        ends, blocks = self._e.ends, [partial(self._e.window.release, i) for i in sorted(self._held)]
         self._held.clear()
-        for release in (*blocks, self._e.head.release, self._e.release_shell):
+        for release in (*blocks, ends.head.release, ends.release_shell):
             try:
                 release()
             except Exception:

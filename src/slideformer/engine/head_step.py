@@ -38,21 +38,21 @@ class HeadStep:
         Returns:
             dx of each micro-batch, and the embedding rows' gradient, opened (None if frozen).
         """
-        shards = self.e.head_shards
+        shards = self.e.ends.head_shards
         if shards is not None and all(one is head_loss_and_gradient for one in passes):
             return self._in_shards(shards, xs)
         return self._as_a_whole(passes, xs)
 
     def _as_a_whole(self, passes: list[HeadPass], xs: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
-        e, result = self.e, self.result
-        head, d_head = e.head.weight(), e.new_head_gradient()
+        e, ends, result = self.e, self.e.ends, self.result
+        head, d_head = ends.head.weight(), ends.new_head_gradient()
         dxs = []
         while xs:
             batch, head_pass = self.batches[len(dxs)], passes[len(dxs)]
             shares = (result.trained_tokens, e.head_chunk, result.device_loss, self.d_shell)
             dxs.append(e.lanes.compute.run(head_pass, e.decoder, head, d_head, self.shell, xs.pop(0), batch, *shares))
-        e.head.release()
-        return dxs, e.submit_head(result, d_head, self.row_ids)
+        ends.head.release()
+        return dxs, ends.submit_head(result, d_head, self.row_ids)
 
     def _in_shards(self, shards: Shards, xs: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
         """Vertical: all micro-batches pass a shard before the next one takes its place."""
@@ -62,14 +62,14 @@ class HeadStep:
             for x, batch in zip(xs, self.batches, strict=True)
         ]
         self._add_losses(shards, tokens)
-        d_rows = e.open_head_shards(self.row_ids)
+        d_rows = e.ends.open_head_shards(self.row_ids)
         self._add_gradients(shards, tokens, d_rows)
         dxs = []
         while xs:
             of, batch = tokens.pop(0), self.batches[len(dxs)]
             call = (e.decoder, self.shell, xs.pop(0), batch, of, e.head_chunk, self.d_shell)
             dxs.append(run(head_shards.leave_head, *call))
-        e.close_head_shards(self.result)
+        e.ends.close_head_shards(self.result)
         return dxs, d_rows
 
     def _add_losses(self, shards: Shards, tokens: list[HeadTokens]) -> None:
@@ -85,9 +85,9 @@ class HeadStep:
         """Second pass."""
         e, run = self.e, self.e.lanes.compute.run
         for first, weight in shards.each():
-            d_weight = e.new_shard_gradient(len(weight))
+            d_weight = e.ends.new_shard_gradient(len(weight))
             for of, batch in zip(tokens, self.batches, strict=True):
                 shares = (batch, self.result.trained_tokens, e.head_chunk, self.d_shell)
                 run(head_shards.add_shard_gradients, e.decoder, weight, d_weight, first, self.shell, of, *shares)
-            e.submit_head_shard(first, d_weight, self.row_ids, d_rows)
+            e.ends.submit_head_shard(first, d_weight, self.row_ids, d_rows)
             del d_weight  # before the next shard's exists

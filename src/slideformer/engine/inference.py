@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from slideformer.data.batches import Batch
-from slideformer.engine.compute import MicroBatch, Weights
+from slideformer.engine.compute import MicroBatch
+from slideformer.engine.forward import ForwardEnds
 from slideformer.engine.generate import OnToken, batching_for, generate
-from slideformer.engine.layouts import layouts
-from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL
+from slideformer.engine.layouts import EMBEDDING, HEAD, SHELL, layouts
 from slideformer.engine.sampling import Decoding
 from slideformer.engine.send_batches import send_batches
 from slideformer.lanes.lanes import Lanes, lanes_for
@@ -91,23 +91,17 @@ class InferenceEngine:
     def feed(self, micro_batches: list[Batch], seed: int) -> tuple[list[MicroBatch], Tensor, Tensor]:
         return send_batches(micro_batches, [seed] * len(micro_batches), self._table, self._token_feed)
 
-    def fetch_shell(self) -> Weights:
-        self._shell_window.fetch(0)
-        return self._shell_window.layer(0)
-
-    def release_shell(self) -> None:
-        self._shell_window.release(0)
-
     def _build(self, dtype: torch.dtype) -> None:
         decoder, sizes = self.decoder, self.sizes
         self.weights = {unit: LayerWeights(layout, self.allocator, dtype) for unit, layout in layouts(decoder).items()}
         self._blocks = [self.weights[name] for name in decoder.block_names]
         self.window = self._window(self._blocks, sizes.window_depth, dtype)
-        self._shell_window = self._window([self.weights[SHELL]], 1, dtype)
+        shell_window = self._window([self.weights[SHELL]], 1, dtype)
         head, table = self.weights[EMBEDDING if decoder.tied else HEAD], self.weights[EMBEDDING]
-        self.head = HeadWeight(
+        head_weight = HeadWeight(
             self.lanes, decoder.head_shape, head.layout.numel, dtype, _always_fresh, _no_wait, head.copy_weights
         )
+        self.ends = ForwardEnds(head_weight, shell_window)
         rows, width = min(sizes.pass_tokens, decoder.vocabulary), decoder.embedding_width
         self._table = RowSender(self.lanes, self.allocator, table.read_rows, rows, width, dtype)
         self._token_feed = TokenFeed(self.lanes, self.allocator, sizes.pass_indices)

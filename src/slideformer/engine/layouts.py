@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
-from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL, UNUSED
 from slideformer.layout import FlatLayout
 from slideformer.models.architecture import Decoder
+
+EMBEDDING, HEAD, SHELL, UNUSED = "embedding", "head", "shell", "unused"
 
 
 def layouts(decoder: Decoder) -> dict[str, FlatLayout]:

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from slideformer.data.batches import Batch
 from slideformer.engine import compute
-from slideformer.engine.layouts import layouts
-from slideformer.engine.machinery import EMBEDDING, HEAD, SHELL
+from slideformer.engine.layouts import EMBEDDING, HEAD, SHELL, layouts
 from slideformer.engine.send_batches import documents_on
 from slideformer.engine.tape import Level
 from slideformer.kernels.attention import preferred_attention

@@ -20,7 +20,7 @@ def train_step(
     run, decoder, n = e.lanes.compute.run, e.decoder, e.decoder.depth
     result = e.begin(micro_batches, pending)
     batches, rows, row_ids = e.feed(micro_batches, seed=pending.hyper.step)
-    shell = e.fetch_shell()
+    shell = e.ends.fetch_shell()
 
     inputs = [run(compute.enter, decoder, batch, rows, shell) for batch in batches]
     xs = [run(compute.hidden_of, entered) for entered in inputs]
@@ -44,7 +44,7 @@ def train_step(
     e.saved.turn(order)
     e.outputs.turn(order)
     e.fetch(reversed(range(max(e.lowest, n - e.window.depth), n)))  # still in the window
-    d_shell = e.open_shell_gradient()
+    d_shell = e.ends.open_shell_gradient()
     dxs, d_rows = HeadStep(e, result, shell, d_shell, batches, row_ids).run(head_passes, xs)
 
     for i in reversed(range(e.lowest, n)):
@@ -60,8 +60,8 @@ def train_step(
         e.submit_block(result, i, d_weights)
         e.fetch(range(max(e.lowest, i - e.window.depth), i - e.window.depth + 1))
 
-    padding = e.table.padding_index
-    for m, batch in enumerate(batches if e.trains_entry else []):
+    padding = e.ends.table.padding_index
+    for m, batch in enumerate(batches if e.ends.trains_entry else []):
         run(compute.enter_backward, decoder, batch, rows, shell, inputs[m], dxs[m], d_rows, padding, d_shell)
-    e.submit_shell_and_rows(result, d_shell, d_rows)
+    e.ends.submit_shell_and_rows(result, d_shell, d_rows)
     return e.close(result)
