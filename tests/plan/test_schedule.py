@@ -5,7 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from slideformer.plan.schedule import Schedule, Span, StepWork, play, play_in_turn, scaled
+from slideformer.plan.schedule import Schedule, Span, play, play_in_turn
+from slideformer.plan.step_work import StepWork, scaled
 
 BLOCKS = 4
 

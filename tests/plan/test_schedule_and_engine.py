@@ -14,8 +14,9 @@ from virtual_time import VirtualTime
 from slideformer.engine.layouts import layouts
 from slideformer.engine.submission import ON_DEVICE_FIRST
 from slideformer.engine.updates import Update
-from slideformer.plan.schedule import StepWork, play
+from slideformer.plan.schedule import play
 from slideformer.plan.sizes import Sizes
+from slideformer.plan.step_work import StepWork
 
 BLOCKS, LENGTH, SEQUENCES = 10, 24, 8
 STEPS = 4  # from the third on, one is like the other

@@ -8,8 +8,8 @@ import torch
 from slideformer.plan.footprint import ModelSizes
 from slideformer.plan.operations import ModelOperations, StepTokens, full_step
 from slideformer.plan.rates import MachineRates
-from slideformer.plan.schedule import StepWork
 from slideformer.plan.sizes import Sizes
+from slideformer.plan.step_work import StepWork
 from slideformer.plan.timing import NAMES, settle, slowdown_at, step_work
 
 ROUNDS = 8  # of bisection

@@ -10,8 +10,9 @@ from slideformer.layout import FlatLayout
 from slideformer.plan.footprint import ModelSizes, records_on_disk, weights_on_disk
 from slideformer.plan.operations import ModelOperations, Operations, StepTokens
 from slideformer.plan.rates import ComputeRates, MachineRates
-from slideformer.plan.schedule import Schedule, StepWork, play, play_in_turn, scaled
+from slideformer.plan.schedule import Schedule, play, play_in_turn
 from slideformer.plan.sizes import Sizes
+from slideformer.plan.step_work import StepWork, scaled
 
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 ACCUMULATION_BYTES = 10  # a weight and micro-batch: the gradient is read, its fp32 sum read and written
