@@ -15,7 +15,7 @@ def test_a_second_probe_reads_what_the_first_measured(
 ):
     measured: list[Path] = []
     monkeypatch.setattr(rates, "cache_file", lambda: tmp_path / "machine.json")
-    monkeypatch.setattr(probe, "probe", lambda directory: measured.append(directory) or machine())
+    monkeypatch.setattr(probe, "probe", lambda directory, call_seconds: measured.append(directory) or machine())
     assert main(["probe", "--directory", str(tmp_path)]) == 0 and main(["probe"]) == 0
     assert measured == [tmp_path] and "Made-up GPU" in capsys.readouterr().out
     assert main(["probe", "--fresh", "--json"]) == 0 and len(measured) == 2

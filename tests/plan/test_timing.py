@@ -61,6 +61,15 @@ def test_clipping_costs_time():
     assert timing(4, clipping=True).seconds > 1.1 * timing(4, clipping=False).seconds
 
 
+def test_the_table_says_what_clipping_costs():
+    small = timing(8)
+    assert small.seconds_unclipped and small.seconds_unclipped < small.seconds
+    assert "max_grad_norm: null takes" in render_timing(small)
+    unclipped = timing(8, clipping=False)
+    assert unclipped.seconds_unclipped is None and "max_grad_norm" not in render_timing(unclipped)
+    assert "max_grad_norm" not in render_timing(timing(512))  # hidden behind computation
+
+
 def test_twice_the_tokens_are_more_a_second_where_the_cpu_is_the_bound():
     few = timing(1)
     assert few.tokens_per_second_if_doubled > 1.5 * few.tokens_per_second

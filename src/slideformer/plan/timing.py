@@ -33,6 +33,7 @@ class StepTiming:
         steps: of the run.
         break_even_tokens: of a step, padding included, from which on computation takes longer than AdamW.
         faster: seconds of a step if one lane were twice as fast, by lane.
+        seconds_unclipped: of a step of these sizes without clipping; None: nothing is clipped.
         tokens_per_second_if_doubled: with twice the sequences a step.
         machine: whose rates these are.
         schedule: what runs when.
@@ -46,6 +47,7 @@ class StepTiming:
     break_even_tokens: float
     faster: dict[str, float]
     tokens_per_second_if_doubled: float
+    seconds_unclipped: float | None
     machine: str
     schedule: Schedule
 
@@ -79,7 +81,8 @@ def predict(
     Where the CPU computes, all lanes share its cores: a step is then the sum of them. With a GPU they overlap as the
     schedule says, and AdamW's rate lies between that alone and that under copies, by how busy the copies are.
     """
-    work, schedule = settle(step_work(model, operations, sizes, tokens, rates, dtype, clipping), rates)
+    alone = step_work(model, operations, sizes, tokens, rates, dtype, clipping)
+    work, schedule = settle(alone, rates)
     play_on = play if rates.has_gpu else play_in_turn
     faster = {lane: play_on(scaled(work, {lane: 0.5})).seconds for lane in schedule.lanes}
     doubled = play_on(twice_the_tokens(work)).seconds
@@ -91,6 +94,7 @@ def predict(
         steps=steps,
         break_even_tokens=tokens.computed * schedule.lanes["adamw"] / schedule.lanes["compute"],
         faster=faster,
+        seconds_unclipped=settle(replace(alone, clipping=False), rates)[1].seconds if clipping else None,
         tokens_per_second_if_doubled=2 * tokens.tokens / doubled,
         machine=rates.name,
         schedule=schedule,

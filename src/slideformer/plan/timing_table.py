@@ -22,6 +22,11 @@ def render_timing(timing: StepTiming) -> str:
         f"{LANE_NAMES[timing.bound]}; {timing.steps:,} steps take {_duration(timing.run_seconds)}",
         (even if timing.break_even_tokens else "") + f"twice the batch_size {doubled}",
     ]
+    if (unclipped := timing.seconds_unclipped) and timing.seconds > WORTH * unclipped:
+        lines.append(
+            f"clipping waits for the last gradient before the first update; max_grad_norm: null takes "
+            f"{format_step(unclipped)} s a step, or less"
+        )
     return "\n".join([_table(timing), *lines])
 
 
