@@ -8,7 +8,6 @@ from typing import Any
 from annotated_types import Ge
 from pydantic.fields import FieldInfo
 
-from slideformer.plan.pins import AUTO
 from slideformer.settings.config import Config
 from slideformer.units import parse_bytes
 
@@ -71,7 +70,7 @@ def _count(least: int, text: str) -> int:
 
 def count_or_auto(text: str) -> int | str:
     """For argparse."""
-    return text if text == AUTO else _count(0, text)
+    return text if text == "auto" else _count(0, text)
 
 
 def _true_or_false(text: str) -> bool:
