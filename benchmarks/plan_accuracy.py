@@ -201,8 +201,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--read", nargs="+", type=Path, default=[], metavar="FILE", help="results that are there already"
     )
-    parser.add_argument("--steps", type=int, default=2, help="that count")
-    parser.add_argument("--warm-up", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=6, help="that count")
+    parser.add_argument("--warm-up", type=int, default=3, help="the first ones compile and fill caches")
     parser.add_argument("--timeout", type=float, default=240, help="seconds of a configuration")
     parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds; none begins or goes on later")
     parser.add_argument("--json", type=Path)

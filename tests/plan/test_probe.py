@@ -58,7 +58,7 @@ def test_rates_are_work_over_time():
 
     cpu = torch.device("cpu")
     assert probe.matmul_rate(cpu, torch.float32, tenth) == pytest.approx(2 * 64**3 / 0.1)
-    assert probe.attention_rate(cpu, torch.float32, tenth) == pytest.approx(7 * 2 * 2 * 16**2 * 8 / 0.1)
+    assert probe.attention_rate(cpu, (1, 2, 16, 8), torch.float32, tenth) == pytest.approx(7 * 2 * 2 * 16**2 * 8 / 0.1)
 
 
 @pytest.mark.usefixtures("quick")

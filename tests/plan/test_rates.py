@@ -1,6 +1,7 @@
 """A machine's rates survive their file; one that is not such a file is refused with its place."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from made_up_machines import machine
 
 from slideformer.errors import ConfigError
 from slideformer.plan import rates
+from slideformer.plan.rates import ComputeRates
 from slideformer.plan.rates_table import render_rates
 
 EXAMPLES = Path(__file__).parents[2] / "examples/machines"
@@ -70,3 +72,12 @@ def test_the_table_has_every_rate():
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.name)
 def test_an_example_machine_says_where_its_figures_come_from(path: Path):
     assert len(rates.read_machine(path).source) > 20
+
+
+def test_attention_is_faster_over_long_rows():
+    measured = ComputeRates({"bf16": 1.0}, {"bf16": 500e12}, 1.0, long_attention_flops={"bf16": 1000e12})
+    assert measured.attention_rate("bf16", 1024) == pytest.approx(500e12)
+    assert measured.attention_rate("bf16", 16384) == measured.attention_rate("bf16", 2**20) == pytest.approx(1000e12)
+    assert measured.attention_rate("bf16", 512) < 500e12 < measured.attention_rate("bf16", 4096) < 1000e12
+    one_rate = replace(measured, long_attention_flops={})
+    assert [one_rate.attention_rate("bf16", tokens) for tokens in (128, 65536)] == pytest.approx([500e12] * 2)

@@ -15,7 +15,8 @@ def work(**changes: object) -> StepWork:
     """Computation of 1 s a block in forward and 2 in backward; all else takes no time unless said."""
     nothing = [0.0] * BLOCKS
     idle = StepWork(
-        forward=[1.0] * BLOCKS, backward=[2.0] * BLOCKS, head=1.0, fetch=nothing, fetch_head=0.0, fetch_inputs=0.0,
+        forward=[1.0] * BLOCKS, backward=[2.0] * BLOCKS, head=1.0,
+        call_forward=nothing, call_backward=nothing, fetch=nothing, fetch_head=0.0, fetch_inputs=0.0,
         send=nothing, send_head=0.0, save=nothing, load=nothing, save_outputs=nothing,
         load_outputs=nothing, micro_batches=1, update=nothing, update_head=0.0, update_table=0.0,
         update_rows=0.0, read=nothing, write=nothing, read_weights=nothing, write_boundary=nothing,
@@ -48,6 +49,21 @@ def test_slow_copies_set_the_pace():
 def test_updates_hide_behind_backward():
     assert play(work(update=[1.0] * BLOCKS)).seconds == 14.0  # only block 0's stands free
     assert play(work(update=[2.0] * BLOCKS)).seconds == 15.0
+
+
+def test_a_device_waits_for_a_host_whose_calls_take_longer():
+    bound = play(work(call_forward=[3.0] * BLOCKS, call_backward=[4.0] * BLOCKS))
+    assert bound.seconds == bound.lanes["calls"] == 7.0 * BLOCKS and bound.lanes["compute"] == 13.0
+    assert play(work(call_forward=[0.9] * BLOCKS, call_backward=[1.9] * BLOCKS)).seconds == 13.0
+
+
+def test_the_host_runs_ahead_as_far_as_its_waits_allow():
+    """Forward's calls take three times as long as its computation: hidden behind the backward before, unless the host
+    waits there for an update."""
+    slow = work(call_forward=[3.0] * BLOCKS, call_backward=[0.1] * BLOCKS, fetch=[0.1] * BLOCKS)
+    assert play(slow).seconds == pytest.approx(13.1)
+    waits = play(replace(slow, update=[0.5] * BLOCKS))
+    assert waits.seconds == 0.5 + 3.0 * BLOCKS + 1 + 2.0 * BLOCKS  # update of block 0, forward's calls, head, backward
 
 
 def test_clipped_updates_run_ahead_of_the_next_forward_in_its_order():
@@ -176,4 +192,5 @@ def test_what_each_lane_has_to_do_is_what_it_does():
     step = replace(step, read_weights=[0.0, 0.3, 0.2, 0.1], save=[0.2] * BLOCKS, load=[0.1] * BLOCKS)
     step = replace(step, write_boundary=[0.2, 0.2, 0.0, 0.0], read_boundary=[0.1, 0.1, 0.0, 0.0])
     step = replace(step, read=[0.0, *step.read[1:]], write=[0.0, 0.2, 0.2, 0.2], depth=2)
+    step = replace(step, call_forward=[0.1] * BLOCKS, call_backward=[0.3] * BLOCKS)
     assert play(step).lanes == pytest.approx(step.busy_seconds())

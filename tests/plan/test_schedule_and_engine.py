@@ -91,6 +91,7 @@ def step_work(case: Case) -> StepWork:
     on_cpu = 0.0 if sizes.resident_ends else 1.0
     return StepWork(
         forward=[speeds.forward * m] * BLOCKS, backward=[speeds.backward * m] * BLOCKS, head=speeds.head * m,
+        call_forward=nothing, call_backward=nothing,
         fetch=[speeds.fetch] * BLOCKS, fetch_head=0.0, fetch_inputs=0.0, send=[speeds.send] * BLOCKS, send_head=0.0,
         save=boundaries, load=boundaries, save_outputs=outputs, load_outputs=back,
         micro_batches=m, update=[speeds.update] * BLOCKS, update_head=0.0,

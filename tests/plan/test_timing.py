@@ -40,7 +40,14 @@ def test_a_gpu_waits_for_a_host_that_calls_many_operators():
     slow = replace(rates, compute=replace(rates.compute, call_seconds=1.0))
     calls = ModelOperations([BlockOperations(replace(FORWARD, calls=3), BACKWARD)] * BLOCKS, VOCABULARY * WIDTH)
     step = step_work(chosen.model, calls, chosen.sizes, full_step(32, 1024), slow, torch.bfloat16, True)
-    assert step.forward == [3.0 * chosen.sizes.micro_batches] * BLOCKS
+    calls_of_a_pass = 3.0 * chosen.sizes.micro_batches
+    assert step.call_forward == [calls_of_a_pass] * BLOCKS
+    kept = chosen.sizes.kept_of(BLOCKS)[0]
+    assert step.call_backward == [calls_of_a_pass] * (BLOCKS - kept) + [0.0] * kept
+    cpu = step_work(
+        chosen.model, calls, chosen.sizes, full_step(32, 1024), replace(slow, link=None), torch.bfloat16, True
+    )
+    assert cpu.call_forward == [0.0] * BLOCKS and cpu.forward[0] > calls_of_a_pass
 
 
 def test_few_tokens_are_bound_by_adamw_and_many_by_the_gpu():

@@ -151,7 +151,7 @@ class Repeater(TorchDispatchMode):
 def is_expensive(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether the results are worth holding. Attention with dropout is not left out, so that the random numbers of what
     follows it are those of forward."""
-    place = _dropout_place(func) if func._schema.name in EXPENSIVE else NOT_EXPENSIVE
+    place = _dropout_place(func)
     if place is None or place == NOT_EXPENSIVE:
         return place is None
     return not (args[place] if place < len(args) else (kwargs or {}).get("dropout_p", 0.0))
@@ -162,6 +162,9 @@ NOT_EXPENSIVE = -1
 
 @cache
 def _dropout_place(func: Any) -> int | None:
+    """Of its argument in an expensive operator's call; None if it has none."""
+    if func._schema.name not in EXPENSIVE:
+        return NOT_EXPENSIVE
     names = [argument.name for argument in func._schema.arguments]
     return names.index("dropout_p") if "dropout_p" in names else None
 

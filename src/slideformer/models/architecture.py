@@ -3,8 +3,7 @@
 The model is built with its parameters on the meta device. Its blocks, its embedding and its LM head are then replaced
 by stand-ins, and the model's *own* forward runs over them: up to the last block it computes what the blocks are called
 with (scaled embeddings, masks, rotary tables), and behind the last block it computes the logits (final norm, scale,
-soft-cap). Weights are handed in at every call (`torch.func.functional_call`), so a block is the same code whichever
-slot holds its weights.
+soft-cap). Weights are handed in at every call, so a block is the same code whichever slot holds its weights.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 from slideformer.errors import UnsupportedModel
 from slideformer.models.block_call import leaf_at, leaves_of, with_leaves
 from slideformer.models.boundary import Boundary
+from slideformer.models.handed_in import HandedIn
 from slideformer.models.meta import build_on_meta, draws_at_random, move_buffers, refuse_untrainable
 from slideformer.models.packed_attention import Documents, attending, use_packed_attention
 from slideformer.models.search import block_lists, reached, refuse_extras, replace_module
@@ -98,6 +98,7 @@ class Decoder:
         move_buffers(model, device)
         self._take_apart(model)
         self._refuse_shared_parameters()
+        self._called = [HandedIn(block) for block in self.blocks]
         self.frozen = frozenset(freeze(self.parameter_shapes)) | self.unused_shapes.keys() | untrained
         self._frozen_in_block = [
             frozenset(name for name in self.block_shapes(i) if f"{prefix}.{name}" in self.frozen)
@@ -264,7 +265,7 @@ class Decoder:
         )
         self._seed(seed)
         with attending(inputs.documents):
-            y = functional_call(self.blocks[i], dict(weights), (x, *call.args), call.kwargs)
+            y = self._called[i](weights, x, *call.args, **call.kwargs)
         if not isinstance(y, tuple | list):
             return y
         if self._chain.extra is None and any(value is not None for value in y[1 : self._chain.arity]):

@@ -23,7 +23,7 @@ from slideformer.optim.threads import cpu_threads, optimizer_threads
 from slideformer.plan.limits import memory_limits
 from slideformer.plan.probe_disk import measure_disk
 from slideformer.plan.probe_link import LinkProbe
-from slideformer.plan.rates import ComputeRates, HostRates, LinkRates, MachineRates, cpu_name
+from slideformer.plan.rates import LONG_ROW, SHORT_ROW, ComputeRates, HostRates, LinkRates, MachineRates, cpu_name
 from slideformer.units import MIB
 
 ROUNDS = 5
@@ -32,7 +32,8 @@ HOST_BYTES = 256 * MIB  # of one array: larger than any cache
 ADAMW_PARAMETERS = 128 * MIB  # 1.75 GiB of state and gradient: no cache keeps a useful part of it
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 MATMUL_WIDTH = {"cuda": 8192, "cpu": 1024}
-ATTENTION_SHAPE = {"cuda": (8, 32, 1024, 128), "cpu": (1, 8, 256, 64)}  # sequences, heads, tokens, width of a head
+ATTENTION_SHAPE = {"cuda": (8, 32, SHORT_ROW, 128), "cpu": (1, 8, 256, 64)}  # sequences, heads, tokens, width of a head
+LONG_ATTENTION_SHAPE = {"cuda": (1, 32, LONG_ROW, 128)}  # a CPU would take minutes
 ELEMENTS = {"cuda": 2**28, "cpu": 2**25}
 
 Timer = Callable[[Callable[[], object]], float]
@@ -105,11 +106,14 @@ def measure_compute(device: torch.device, call_seconds: float) -> ComputeRates:
     """Matmul, attention and memory rates, with the threads that this process uses on a CPU."""
     timer = event_seconds if device.type == "cuda" else wall_seconds
     matmul = {name: matmul_rate(device, dtype, timer) for name, dtype in DTYPES.items()}
-    attention = {name: attention_rate(device, dtype, timer) for name, dtype in DTYPES.items()}
+    short, long = (
+        {name: attention_rate(device, shape, dtype, timer) for name, dtype in DTYPES.items()} if shape else {}
+        for shape in (ATTENTION_SHAPE[device.type], LONG_ATTENTION_SHAPE.get(device.type))
+    )
     x = torch.zeros(ELEMENTS[device.type], dtype=torch.bfloat16, device=device)
     y = torch.zeros_like(x)
     memory = 3 * x.nbytes / best_seconds(lambda: torch.add(x, y, out=y), timer)
-    return ComputeRates(matmul, attention, memory, call_seconds)
+    return ComputeRates(matmul, short, memory, call_seconds, long)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, timer: Timer) -> float:
@@ -124,12 +128,12 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, timer: Timer) -> float
     return 2 * width**3 / median(seconds)
 
 
-def attention_rate(device: torch.device, dtype: torch.dtype, timer: Timer) -> float:
+def attention_rate(device: torch.device, shape: tuple[int, int, int, int], dtype: torch.dtype, timer: Timer) -> float:
     """Operations per second of causal attention, forward and backward; every pair of tokens counts, also masked ones.
 
     Forward multiplies twice (scores, values); a fused backward five times, since it computes the scores again.
     """
-    batch, heads, tokens, width = shape = ATTENTION_SHAPE[device.type]
+    batch, heads, tokens, width = shape
     q, k, v = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
     dy = torch.randn(shape, dtype=dtype, device=device)
 

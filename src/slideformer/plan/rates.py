@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from slideformer.errors import ConfigError
 from slideformer.plan.limits import MemoryLimits
 
-FORMAT = 2  # of the file; 2: calls are those of a block, with all that comes with them
+FORMAT = 3  # of the file; 2: calls are those of steps, with all that comes with them; 3: attention over long rows
+SHORT_ROW, LONG_ROW = 1024, 16384  # tokens of the rows with which attention is measured
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,29 @@ class ComputeRates:
 
     Attributes:
         matmul_flops: sustained multiply-adds, two operations each, by dtype ("bf16", "fp32").
-        attention_flops: causal attention, forward and backward, all pairs counted, by dtype.
+        attention_flops: causal attention over rows of 1,024 tokens, forward and backward, all pairs counted, by dtype.
         memory_bytes: read and written by an elementwise operation.
         call_seconds: that the host spends on calling one operator of a block, its share of autograd, modules and saved
             tensors included.
+        long_attention_flops: as `attention_flops`, over rows of 16,384 tokens; empty: the same.
     """
 
     matmul_flops: dict[str, float]
     attention_flops: dict[str, float]
     memory_bytes: float
     call_seconds: float = 0.0
+    long_attention_flops: dict[str, float] = field(default_factory=dict)
+
+    def attention_rate(self, dtype_name: str, tokens: float) -> float:
+        """Per second over rows of so many tokens, all pairs counted.
+
+        Half of the pairs are masked and cost nothing but in tiles that are masked in part, whose share is as
+        1 / tokens: so is what a pair takes beyond its least.
+        """
+        short = 1 / self.attention_flops[dtype_name]
+        long = 1 / self.long_attention_flops.get(dtype_name, self.attention_flops[dtype_name])
+        share = (1 / tokens - 1 / LONG_ROW) / (1 / SHORT_ROW - 1 / LONG_ROW)
+        return 1 / (long + max(0.0, share) * (short - long))
 
 
 @dataclass(frozen=True)

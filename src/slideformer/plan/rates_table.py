@@ -20,7 +20,9 @@ def _rates(rates: MachineRates) -> Iterator[tuple[str, str]]:
     for name, rate in compute.matmul_flops.items():
         yield f"matmul, {name}", f"{rate / 1e12:.3g} TFLOP/s"
     for name, rate in compute.attention_flops.items():
-        yield f"attention, {name}", f"{rate / 1e12:.3g} TFLOP/s"
+        long = compute.long_attention_flops.get(name)
+        over_long_rows = f", {long / 1e12:.3g} over long rows" if long else ""
+        yield f"attention, {name}", f"{rate / 1e12:.3g} TFLOP/s{over_long_rows}"
     yield "GPU memory" if link else "elementwise operations", _bytes(compute.memory_bytes)
     if link:
         yield "host to GPU", f"{_bytes(link.h2d_bytes)} alone, {_bytes(link.h2d_together_bytes)} both ways"

@@ -11,7 +11,8 @@ from slideformer.plan.step_work import StepWork
 
 STEPS = 4  # the first begins with nothing pending, and the last leaves its updates to the next; shown is the third
 BEFORE_BLOCKS = -1  # what the next forward needs before block 0
-LANES = ("compute", "h2d", "d2h", "adamw", "disk")
+LANES = ("calls", "compute", "h2d", "d2h", "adamw", "disk")
+NOT_ALWAYS = ("calls", "disk")
 STAGING = 2  # gradients, or outputs, that may leave the GPU while computation goes on; outputs that may be back
 
 
@@ -32,9 +33,9 @@ class Schedule:
 
     @property
     def lanes(self) -> dict[str, float]:
-        """Busy seconds by lane; the disk is one where something is there."""
+        """Busy seconds by lane; the disk is one where something is there, and calls where the device is not the host."""
         busy = {lane: self.busy_seconds(lane) for lane in LANES}
-        return {lane: seconds for lane, seconds in busy.items() if seconds or lane != "disk"}
+        return {lane: seconds for lane, seconds in busy.items() if seconds or lane not in NOT_ALWAYS}
 
 
 def play(work: StepWork) -> Schedule:
@@ -66,7 +67,6 @@ class Player:
     fresh: dict[str, float] = field(default_factory=dict)
     pending: list[Pending] = field(default_factory=list)
     occupied: int = 0  # gradient slots of blocks whose update has not run
-    host: float = 0.0  # where the host is: it waits for a slot, and submits nothing meanwhile
     disk: DiskQueue = field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,12 +76,15 @@ class Player:
         self._saved = 0.0  # the last boundary is off the GPU
         self._left: list[float] = []  # when each block's outputs are off the GPU
         self._turned = 0.0  # the end of forward, from which on boundaries are read
+        self._ends = [0.0, 0.0]  # of the computation of the last steps
 
     def step(self) -> float:
         """One step; returns when its computation ends."""
+        self._hold_calls(self._ends[-2])  # losses are read, if late: the host is never two steps ahead
         arrived = self._forward()
         landed = self._head(arrived)
-        return self._backward(landed)
+        self._ends.append(self._backward(landed))
+        return self._ends[-1]
 
     def _run(self, lane: str, what: str, seconds: float, *after: float) -> float:
         """Put work on a lane behind what is there and behind points in time; returns its end."""
@@ -89,6 +92,17 @@ class Player:
         self.free[lane] = start + seconds
         self.spans.append(Span(lane, what, start, self.free[lane]))
         return self.free[lane]
+
+    def _compute(self, what: str, seconds: float, call_seconds: float, *after: float) -> float:
+        """The device computes what the host calls, and neither begins nor ends before it; returns the end."""
+        begun = self.free["calls"]
+        called = self._run("calls", what, call_seconds)
+        self.free["compute"] = max(self.free["compute"], begun, called - seconds)
+        return self._run("compute", what, seconds, *after)
+
+    def _hold_calls(self, moment: float) -> None:
+        """The host waits until then, and calls nothing meanwhile."""
+        self.free["calls"] = max(self.free["calls"], moment)
 
     def _forward(self) -> float:
         """Through the blocks; returns when the head's weight is there."""
@@ -101,8 +115,9 @@ class Player:
             there = self._place_for_outputs(i)
             if (k := i - w.resident) >= 0:
                 free = released[k - w.depth] if k >= w.depth else ahead
-                there = max(there, self._fetch(i, self._wait_fresh(f"block {i}"), free))
-            done = self._run("compute", f"forward {i}", w.forward[i], inputs, there)
+                self._hold_calls(fresh := self._wait_fresh(f"block {i}"))
+                there = max(there, self._fetch(i, fresh, free))
+            done = self._compute(f"forward {i}", w.forward[i], w.call_forward[i], inputs, there)
             if k >= 0:
                 released.append(done)
             begun = done - w.forward[i]
@@ -137,7 +152,8 @@ class Player:
                 earliest = read[-STAGING] if len(read) >= STAGING else self._turned
                 loaded = self._run("h2d", f"load outputs {i}", w.load_outputs[i], earliest)
             staged = left[k - STAGING] if k >= STAGING else 0.0
-            released.append(self._run("compute", f"backward {i}", w.backward[i], loaded, there, staged, self.host))
+            waits = (loaded, there, staged)
+            released.append(self._compute(f"backward {i}", w.backward[i], w.call_backward[i], *waits))
             read.extend(released[-1:] if w.save_outputs[i] else [])
             left.append(released[-1] if i < w.resident else self._send_block(i, released[-1]))
         landed = self._run("d2h", "send rows", 0.0, released[-1])
@@ -184,8 +200,9 @@ class Player:
         return loaded
 
     def _send_block(self, i: int, computed: float) -> float:
-        w, self.host = self.work, max(self.host, self._wait_for_slot())
-        landed = self._run("d2h", f"send {i}", w.send[i], computed, self.host)
+        w = self.work
+        self._hold_calls(self._wait_for_slot())
+        landed = self._run("d2h", f"send {i}", w.send[i], computed, self.free["calls"])
         self._submit(f"block {i}", w.update[i], i, landed, w.read[i], w.write[i])
         return landed
 

@@ -11,6 +11,7 @@ class StepWork:
     Attributes:
         forward, backward: of all micro-batches; backward with its recomputation.
         head: loss and its gradient.
+        call_forward, call_backward: what calling their operators takes the host.
         fetch, fetch_head, fetch_inputs: weights, and what a step begins with, to the GPU.
         send, send_head: gradients from the GPU.
         save, load: boundary activations to host memory and back, 0 where they stay.
@@ -32,6 +33,8 @@ class StepWork:
     forward: list[float]
     backward: list[float]
     head: float
+    call_forward: list[float]
+    call_backward: list[float]
     fetch: list[float]
     fetch_head: float
     fetch_inputs: float
@@ -64,6 +67,7 @@ class StepWork:
         """What each lane has to do in a step."""
         r, again = self.resident, len(self.forward) - self.depth  # the last blocks are still there in backward
         return {
+            "calls": sum(self.call_forward) + sum(self.call_backward),
             "compute": sum(self.forward) + sum(self.backward) + self.head,
             "h2d": sum(self.fetch[r:]) + sum(self.fetch[r : max(r, again)]) + self.fetch_head + self.fetch_inputs
             + sum(self.load) + sum(self.load_outputs),
@@ -77,6 +81,7 @@ class StepWork:
 def scaled(work: StepWork, factors: Mapping[str, float]) -> StepWork:
     """The same work on a machine whose lanes take so much longer (2.0) or shorter (0.5); lanes left out stay."""
     lane_of = {
+        "calls": ("call_forward", "call_backward"),
         "compute": ("forward", "backward", "head"),
         "h2d": ("fetch", "fetch_head", "fetch_inputs", "load", "load_outputs"),
         "d2h": ("send", "send_head", "save", "save_outputs"),

@@ -27,7 +27,8 @@ class StepTiming:
 
     Attributes:
         seconds: of a step.
-        lanes: busy seconds of "compute", "h2d", "d2h", "adamw" and, if something is there, "disk"; they overlap.
+        lanes: busy seconds of "compute", "h2d", "d2h", "adamw", where the host is not the device of "calls", and of
+            "disk" if something is there; they overlap.
         bound: the lane that shortens the step the most if it is twice as fast.
         tokens: of a step, without padding.
         steps: of the run.
@@ -138,7 +139,8 @@ def twice_the_tokens(work: StepWork) -> StepWork:
         return [2 * value for value in values]
 
     return replace(
-        work, forward=twice(work.forward), backward=twice(work.backward), head=2 * work.head, save=twice(work.save),
+        work, forward=twice(work.forward), backward=twice(work.backward), head=2 * work.head,
+        call_forward=twice(work.call_forward), call_backward=twice(work.call_backward), save=twice(work.save),
         load=twice(work.load), save_outputs=twice(work.save_outputs), load_outputs=twice(work.load_outputs),
         write_boundary=twice(work.write_boundary), read_boundary=twice(work.read_boundary),
         fetch_inputs=2 * work.fetch_inputs, update_rows=2 * work.update_rows,
@@ -173,18 +175,24 @@ def step_work(
     reading, writing = (rates.disk.read_bytes, rates.disk.write_bytes) if rates.disk else (math.inf, math.inf)
 
     def seconds_of(operations: Operations) -> float:
-        return block_seconds(operations, tokens, sizes.micro_batches, rates.compute, name, rates.has_gpu)
+        return block_seconds(operations, tokens, sizes.micro_batches, rates.compute, name)
 
-    forward = [seconds_of(as_called(block.forward, i, n, sizes)) for i, block in enumerate(operations.blocks)]
+    forward = [seconds_of(block.forward) for block in operations.blocks]
     backward = [
         seconds_of(block.backward) + seconds_of(again_in_backward(block.forward, i, n, sizes))
         + _accumulation_seconds(layouts[i], sizes, rates.compute)
         + (update_on_device(layouts[i], sizes, rates.compute) if i < sizes.resident else 0.0)
         for i, block in enumerate(operations.blocks)
     ]  # fmt: skip
+    call_forward, call_backward = call_seconds(operations, sizes, rates.compute)
+    if not rates.has_gpu:  # who calls computes
+        forward, backward = added(forward, call_forward), added(backward, call_backward)
+        call_forward = call_backward = [0.0] * n
     return StepWork(
         forward=forward,
         backward=backward,
+        call_forward=call_forward,
+        call_backward=call_backward,
         head=head_seconds(operations.head_parameters, model.vocabulary, tokens, sizes, rates.compute, dtype)
         + sum(update_on_device(layout, sizes, rates.compute) for layout in at_ends),
         fetch=[layout.numel * dtype.itemsize / h2d for layout in layouts],
@@ -222,16 +230,29 @@ def again_in_backward(forward: Operations, i: int, blocks: int, sizes: Sizes) ->
     if i >= blocks - sizes.kept_of(blocks)[0]:
         return Operations(0.0, 0.0, 0.0)
     again = 1.0 - sizes.share_of_outputs(i, blocks)
-    called = as_called(forward, i, blocks, sizes)
     return replace(
-        called, matmul_flops=again * forward.matmul_flops, attention_flops=again * forward.attention_flops
+        forward, matmul_flops=again * forward.matmul_flops, attention_flops=again * forward.attention_flops
     )  # fmt: skip
 
 
-def as_called(forward: Operations, i: int, blocks: int, sizes: Sizes) -> Operations:
-    """Block i's forwards as the host calls them: where expensive outputs are picked out, each operator goes through
-    Python once more, which takes about as long as the call itself."""
-    return replace(forward, calls=(1 + sizes.share_of_outputs(i, blocks)) * forward.calls)
+def call_seconds(operations: ModelOperations, sizes: Sizes, rates: ComputeRates) -> tuple[list[float], list[float]]:
+    """(forward, backward) of the host, for each block and all micro-batches.
+
+    Where expensive outputs are picked out, each operator of a forward goes through Python once more, which takes about
+    as long as the call itself.
+    """
+    n, each = len(operations.blocks), sizes.micro_batches * rates.call_seconds
+    forward = [
+        each * (1 + sizes.share_of_outputs(i, n)) * block.forward.calls for i, block in enumerate(operations.blocks)
+    ]
+    kept = sizes.kept_of(n)[0]
+    return forward, [
+        each * block.backward.calls + (forward[i] if i < n - kept else 0.0) for i, block in enumerate(operations.blocks)
+    ]
+
+
+def added(some: list[float], more: list[float]) -> list[float]:
+    return [a + b for a, b in zip(some, more, strict=True)]
 
 
 def update_on_device(layout: FlatLayout, sizes: Sizes, rates: ComputeRates) -> float:
@@ -246,19 +267,14 @@ def block_seconds(
     micro_batches: int,
     rates: ComputeRates,
     dtype_name: str,
-    host_runs_ahead: bool,
 ) -> float:
-    """One pass of all micro-batches through one block.
-
-    A GPU computes while the host calls the next operators, so the longer of the two counts; a CPU does both.
-    """
-    calls = micro_batches * operations.calls * rates.call_seconds
-    work = (
+    """One pass of all micro-batches through one block."""
+    pairs = tokens.computed * tokens.context
+    return (
         tokens.computed * operations.matmul_flops / rates.matmul_flops[dtype_name]
-        + tokens.computed * tokens.context * operations.attention_flops / rates.attention_flops[dtype_name]
+        + pairs * operations.attention_flops / rates.attention_rate(dtype_name, tokens.context)
         + (tokens.computed * operations.memory_bytes + micro_batches * operations.fixed_bytes) / rates.memory_bytes
     )
-    return max(work, calls) if host_runs_ahead else work + calls
 
 
 def head_seconds(
