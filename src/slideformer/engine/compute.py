@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slideformer.engine.tape import Level, Tape, as_leaves
+from slideformer.engine.tape import Level, Tape, as_leaves, gradients_of
 from slideformer.kernels.cross_entropy import cross_entropy, negative_log_likelihood
 from slideformer.memory.gradients import Accumulator
 from slideformer.models.architecture import Decoder
@@ -119,7 +119,7 @@ def enter_backward(
             outputs.append(one)
             d_outputs.append(d_side.to(one.dtype))
     wanted = [leaf for leaf in (rows, *leaves.values()) if leaf.requires_grad]
-    gradients = list(torch.autograd.grad(outputs, wanted, d_outputs, allow_unused=True))
+    gradients = gradients_of(outputs, wanted, d_outputs)
     if row_gradient is not None:
         d_rows = gradients.pop(0)
         if padding_index is not None:
@@ -147,7 +147,7 @@ def tail_backward(
         tokens = slice(start, start := start + len(positions))
         hidden = decoder.boundary.from_tokens(flat.index_select(0, positions), len(positions)).requires_grad_()
         output, d_output = of_chunk(tokens, hidden, leaves)
-        d_hidden, *gradients = torch.autograd.grad(output, [hidden, *trained], d_output, allow_unused=True)
+        d_hidden, *gradients = gradients_of([output], [hidden, *trained], [d_output])
         del output, d_output  # before the next chunk's exist
         if d_hidden is not None:
             dx.index_copy_(0, positions, decoder.boundary.by_token(d_hidden))

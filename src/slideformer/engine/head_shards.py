@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from slideformer.engine.compute import MicroBatch, Weights, tail_backward
-from slideformer.engine.tape import as_leaves
+from slideformer.engine.tape import as_leaves, gradients_of
 from slideformer.kernels.cross_entropy_shards import SoftmaxStatistics, add_shard, shard_gradient
 from slideformer.memory.gradients import Accumulator
 from slideformer.models.architecture import Decoder
@@ -89,7 +89,7 @@ def add_shard_gradients(
         d_logits = shard_gradient(
             logits, batch.targets[start:stop], first, log_sum[start:stop], 1.0 / trained_tokens
         )  # fmt: skip
-        _, *gradients = torch.autograd.grad(logits, [hidden, *trained], d_logits, allow_unused=True)
+        _, *gradients = gradients_of([logits], [hidden, *trained], [d_logits])
         del logits, d_logits  # before the next chunk's exist
         into.add(gradients)
 

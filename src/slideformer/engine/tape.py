@@ -118,7 +118,7 @@ class Tape:
         """
         assert self._end is not None
         self._saved.bind(weights, inputs)
-        gradients: list[Tensor | None] = list(torch.autograd.grad([self._end], self._leaves, [dy], allow_unused=True))
+        gradients = gradients_of([self._end], self._leaves, [dy])
         # The graph holds the hooks: let go of it here, or memory waits for the garbage collector.
         self._end, self._leaves = None, []
         self._saved.unbind()
@@ -259,6 +259,17 @@ class RecomputedWithOutputs(Recomputed):
 
 class LastTensorSaved(Exception):
     """Nothing that the recomputation still had to do is needed."""
+
+
+def gradients_of(
+    outputs: Sequence[Tensor | GradientEdge], inputs: Sequence[Tensor], d_outputs: Sequence[Tensor | None] | None
+) -> list[Tensor | None]:
+    """`torch.autograd.grad`, without its thread for the device.
+
+    With hooks and kernels in Python that thread and this one hand the interpreter to each other all the time.
+    """
+    with torch.autograd.set_multithreading_enabled(False):
+        return list(torch.autograd.grad(outputs, inputs, d_outputs, allow_unused=True))
 
 
 class Substitute(torch.autograd.Function):

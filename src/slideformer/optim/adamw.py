@@ -5,7 +5,7 @@ operations and the fused multiply-adds are those of `torch.optim.AdamW(fused=Tru
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -170,7 +170,7 @@ class LayerAdam:
             self.exp_avg_sq,
             grad,
             spans,
-            **asdict(hyper.scalars()),
+            **vars(hyper.scalars()),
             rounding_key=self.rounding.key(hyper.step),
             num_threads=self.threads,
         )
@@ -231,7 +231,7 @@ def adamw_reference(
         first: where in the layer the first of these elements stands; bfloat16 moments are rounded by their place.
     """
     # Tensors, not Python numbers: some devices divide by a number by multiplying with its reciprocal.
-    scalars = asdict(hyper.scalars()).items()
+    scalars = vars(hyper.scalars()).items()
     s = {name: torch.tensor(value, dtype=torch.float32, device=master.device) for name, value in scalars}
     g = grad.float() * s["grad_scale"]
     m_before, v_before = exp_avg.float(), exp_avg_sq.float()

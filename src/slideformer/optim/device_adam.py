@@ -1,6 +1,5 @@
 """AdamW over planes and moments that lie on the GPU: `LayerAdam`'s twin, with the same bits."""
 
-from dataclasses import asdict
 from importlib.util import find_spec
 
 import torch
@@ -88,7 +87,7 @@ class DeviceAdam:
         if grad is not None:
             check_tensor("grad", grad, (torch.bfloat16, torch.float32), (self.numel,), self.hi.device)
         state = (self.hi, self.lo, self.exp_avg, self.exp_avg_sq)
-        scalars, key = asdict(hyper.scalars()), self.rounding.key(hyper.step)
+        scalars, key = vars(hyper.scalars()), self.rounding.key(hyper.step)
         for start, stop, decayed in spans:
             decay = scalars["decay"] if decayed else 1.0
             adamw_triton(*state, grad, gate, (start, stop), **scalars | {"decay": decay}, rounding_key=key)
