@@ -24,6 +24,7 @@ from slideformer.models.boundary import Boundary
 from slideformer.models.handed_in import HandedIn
 from slideformer.models.meta import build_on_meta, draws_at_random, move_buffers, refuse_untrainable
 from slideformer.models.packed_attention import Documents, attending, use_packed_attention
+from slideformer.models.packed_rows import PackedRows
 from slideformer.models.search import block_lists, reached, refuse_extras, replace_module
 from slideformer.models.stand_ins import (
     NOT_HIDDEN,
@@ -88,7 +89,7 @@ class Decoder:
             self._own_attention, self._packed_attention = use_packed_attention(model)
         if customize:
             customize(model)
-        self.model = model
+        self.model, self._rows = model, PackedRows()
         self.parameter_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         self.undecayed = set(self.parameter_shapes) - set(
             get_parameter_names(model, [nn.LayerNorm], UNDECAYED_PATTERNS)
@@ -165,7 +166,8 @@ class Decoder:
                 self.boundary = Boundary.learn(shapes)
                 self.hidden = self.boundary.elements_per_token
                 self.tail = Tail(
-                    self.model, self._embedding, self._chain, self._head, self.boundary, self.head_bias_name
+                    self.model, self._embedding, self._chain, self._head, self.boundary, self.head_bias_name,
+                    self._rows,
                 )  # fmt: skip
                 return self._learn_reach()
             except Exception as error:  # the model's own code over stand-ins raises what it likes
@@ -247,7 +249,8 @@ class Decoder:
         self._chain.start_recording()
         self._seed(seed)
         try:
-            functional_call(self.model, dict(shell), (), given)
+            with self._rows.known():
+                functional_call(self.model, dict(shell), (), given)
         except StopForward:
             pass
         finally:

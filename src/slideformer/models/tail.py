@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from slideformer.errors import UnsupportedModel
 from slideformer.models.boundary import Boundary
+from slideformer.models.packed_rows import PackedRows
 from slideformer.models.stand_ins import BlockChain, EmbeddingStandIn, HeadStandIn, StopForward
 
 Weights = Mapping[str, Tensor]
@@ -22,6 +23,7 @@ class Tail:
         model: over stand-ins; `embedding`, `chain` and `head` are its own.
         boundary: the shape of hidden states.
         head_bias_name: None if the head has no bias.
+        rows: what is known of the model's.
     """
 
     def __init__(
@@ -32,9 +34,10 @@ class Tail:
         head: HeadStandIn,
         boundary: Boundary,
         head_bias_name: str | None,
+        rows: PackedRows,
     ):
         self._model, self._embedding, self._chain, self._head = model, embedding, chain, head
-        self._boundary, self._head_bias_name = boundary, head_bias_name
+        self._boundary, self._head_bias_name, self._rows = boundary, head_bias_name, rows
 
     def logits(self, hidden: Tensor, head_weight: Tensor, head_grad: Tensor | None, shell: Weights) -> Tensor:
         """Logits [c, 1, vocabulary] of c sequences of one token that leave the last block.
@@ -86,4 +89,5 @@ class Tail:
         self._embedding.bind(ignored, None)
         self._chain.start_passing(hidden)
         ids = torch.zeros(count, 1, dtype=torch.int64, device=hidden.device)
-        return functional_call(self._model, dict(shell), (), {"input_ids": ids, "use_cache": False})
+        with self._rows.known():
+            return functional_call(self._model, dict(shell), (), {"input_ids": ids, "use_cache": False})

@@ -33,7 +33,7 @@ class Schedule:
 
     @property
     def lanes(self) -> dict[str, float]:
-        """Busy seconds by lane; the disk is one where something is there, and calls where the device is not the host."""
+        """Busy seconds by lane; the disk is one if something is there, and calls if the device is not the host."""
         busy = {lane: self.busy_seconds(lane) for lane in LANES}
         return {lane: seconds for lane, seconds in busy.items() if seconds or lane not in NOT_ALWAYS}
 
