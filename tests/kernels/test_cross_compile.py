@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from slideformer.kernels import (
+    accumulate_triton,
     adamw_triton,
     cross_entropy_shards_triton,
     cross_entropy_triton,
@@ -78,6 +79,12 @@ def flush_sum(add: bool) -> Case:
     return Case(gradient_flush_triton._sum_kernel, gradient_flush_triton.OPTIONS, types, constants)
 
 
+def accumulate(first: bool) -> Case:
+    types = {"total": "*fp32", "gradient": "*i16", "count": "i64"}
+    constants = {"first": first, "block": accumulate_triton.BLOCK}
+    return Case(accumulate_triton._accumulate_kernel, accumulate_triton.OPTIONS, types, constants)
+
+
 def cross_entropy(logits: str) -> Case:
     types = {"logits": f"*{logits}", "gradient": f"*{logits}", "targets": "*i64", "losses": "*fp32"}
     types |= {"row_stride": "i32", "vocabulary": "i32", "scale": "fp32"}
@@ -106,6 +113,8 @@ CASES = ADAMW | {
     "squares alone": flush("i16", None),
     "sum of partial sums": flush_sum(add=False),
     "sum of partial sums, added": flush_sum(add=True),
+    "first gradient": accumulate(first=True),
+    "further gradients": accumulate(first=False),
     "cross-entropy, bf16": cross_entropy("bf16"),
     "cross-entropy, fp32": cross_entropy("fp32"),
     "statistics of a shard, bf16": shard("bf16", gradient=False),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from slideformer.kernels.accumulate import accumulate
 from slideformer.kernels.gradient_flush import GradientFlush
 from slideformer.lanes.lanes import Fence, Lanes
 from slideformer.layout import FlatLayout
@@ -64,10 +65,9 @@ class Accumulator:
         for name, view, gradient in zip(self._names, self._views, gradients, strict=True):
             if gradient is not None:
                 self.reached.add(name)
-            if self._first:
-                view.zero_() if gradient is None else view.copy_(gradient)
-            elif gradient is not None:
-                view.add_(gradient)
+                accumulate(view, gradient, self._first)
+            elif self._first:
+                view.zero_()
         self._first = False
 
 
