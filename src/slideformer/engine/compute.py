@@ -122,6 +122,7 @@ def enter_backward(
     gradients = gradients_of(outputs, wanted, d_outputs)
     if row_gradient is not None:
         d_rows = gradients.pop(0)
+        assert d_rows is not None  # they are what enters
         if padding_index is not None:
             d_rows[padding_index] = 0
         row_gradient.add_(d_rows)

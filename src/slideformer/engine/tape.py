@@ -262,7 +262,9 @@ class LastTensorSaved(Exception):
 
 
 def gradients_of(
-    outputs: Sequence[Tensor | GradientEdge], inputs: Sequence[Tensor], d_outputs: Sequence[Tensor | None] | None
+    outputs: Sequence[Tensor] | Sequence[GradientEdge],
+    inputs: Sequence[Tensor],
+    d_outputs: Sequence[Tensor | None] | None,
 ) -> list[Tensor | None]:
     """`torch.autograd.grad`, without its thread for the device.
 
