@@ -9,8 +9,9 @@ from made_up_plans import BLOCKS, VOCABULARY, WIDTH, plan
 from made_up_timings import BACKWARD, FORWARD, MODEL, timing
 
 from slideformer.plan.operations import BlockOperations, ModelOperations, full_step
+from slideformer.plan.piece_seconds import step_work
 from slideformer.plan.table import render
-from slideformer.plan.timing import settle, slowdown_at, step_work
+from slideformer.plan.timing import settle, slowdown_at
 from slideformer.plan.timing_table import render_timing
 
 

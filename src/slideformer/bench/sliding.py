@@ -32,12 +32,13 @@ from slideformer.optim.adamw import AdamWStep
 from slideformer.plan.machine import Machine, disk_budget_bytes, resident_bytes
 from slideformer.plan.operations import ModelOperations, full_step
 from slideformer.plan.pace import pace_of_full_steps
+from slideformer.plan.piece_seconds import NAMES
 from slideformer.plan.pins import Pins
 from slideformer.plan.plan import Plan, Workload
 from slideformer.plan.planner import make_plan
 from slideformer.plan.probe import event_seconds, matmul_rate, wall_seconds
 from slideformer.plan.rates import MachineRates, cached_rates
-from slideformer.plan.timing import NAMES, predict
+from slideformer.plan.timing import predict
 
 
 def measure(case: Case) -> dict[str, Any]:

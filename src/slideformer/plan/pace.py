@@ -7,10 +7,11 @@ import torch
 
 from slideformer.plan.footprint import ModelSizes
 from slideformer.plan.operations import ModelOperations, StepTokens, full_step
+from slideformer.plan.piece_seconds import NAMES, step_work
 from slideformer.plan.rates import MachineRates
 from slideformer.plan.sizes import Sizes
 from slideformer.plan.step_work import StepWork
-from slideformer.plan.timing import NAMES, settle, slowdown_at, step_work
+from slideformer.plan.timing import settle, slowdown_at
 
 ROUNDS = 8  # of bisection
 

@@ -10,9 +10,10 @@ from slideformer.engine.operations import count_operations
 from slideformer.models.architecture import Decoder
 from slideformer.plan.operations import StepTokens
 from slideformer.plan.pace import Pace
+from slideformer.plan.piece_seconds import NAMES
 from slideformer.plan.plan import Plan
 from slideformer.plan.rates import MachineRates
-from slideformer.plan.timing import NAMES, StepTiming, predict
+from slideformer.plan.timing import StepTiming, predict
 
 SAMPLED_STEPS = 16
 
