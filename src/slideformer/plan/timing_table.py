@@ -5,7 +5,7 @@ from slideformer.plan.timing import StepTiming
 from slideformer.units import format_seconds
 
 LANE_NAMES = {
-    "calls": "calls by the host", "compute": "computation", "h2d": "copies to the GPU", "d2h": "copies from the GPU",
+    "calls": "the host's calls", "compute": "computation", "h2d": "copies to the GPU", "d2h": "copies from the GPU",
     "adamw": "AdamW on the CPU", "disk": "from and to the disk",
 }  # fmt: skip
 DAY_SECONDS = 86400
