@@ -1,7 +1,7 @@
 """A module that is called with its weights: `torch.func.functional_call`, prepared for one module that is called often.
 
-What `functional_call` finds out at each call, which parameters are tied and where a name leads, is found once. On one
-H200 that was 0.35 of the 1.45 ms that a block's forward takes the host.
+What `functional_call` finds out at each call, which parameters are tied and where a name leads, is found once. For a
+tiny block on one CPU core that was 0.14 of the 0.60 ms of its forward.
 """
 
 from collections import defaultdict
